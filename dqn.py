@@ -1,0 +1,372 @@
+"""Deep Q-network (DQN): Q-learning from replayed transitions towards a target network that stands still between copies.
+
+Paper: Mnih et al. (2015), Human-level control through deep reinforcement learning, Nature 518, 529-533; its equations
+       are those of Mnih et al. (2013), arXiv:1312.5602v1, cited here as (1)-(3).
+Run:   python dqn.py --grid-size 8
+Differences from the paper:
+    D1. Adam with the Huber loss replaces RMSProp with the error clipped to [-1, 1]; both have the same gradient in Q.
+    D2. Only termination ends the return: a transition cut by the time limit bootstraps (Pardo et al. 2018).
+    D3. Several environments are stepped side by side; there is still one update per `train_frequency` steps of all.
+"""
+
+import dataclasses
+import io
+import json
+import random
+import re
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import gridworld
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(gridworld.EnvArgs):
+    """Train a deep Q-network."""
+
+    exp_name: str = "dqn"
+    """Name of the algorithm in run folders and reports."""
+    seed: int = 1
+    """Seed of the environments, the network and the exploration; the same seed gives the same run."""
+    total_timesteps: int = 30_000
+    """Environment steps of the whole run, over all environments."""
+    log_dir: Path = Path("runs")
+    """Folder in which the run's own folder is made."""
+    eval_every: int = 1_000
+    """Environment steps between evaluations of the greedy policy; 0 leaves only the last one."""
+    eval_episodes: int = 10
+    """Episodes in an evaluation, played side by side."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    """Where the network is; the CPU is fastest for networks of this size."""
+    save_model: bool = False
+    """Write the trained weights to model.pt in the run folder."""
+    capture_video: bool = False
+    """Film a greedy episode of the trained agent, to video.gif in the run folder."""
+
+    num_envs: int = 4
+    """Environments stepped side by side."""
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
+    gamma: float = 0.95
+    """Discount per step."""
+    buffer_size: int = 50_000
+    """Transitions kept for replay; the oldest are overwritten."""
+    batch_size: int = 64
+    """Transitions in an update."""
+    learning_starts: int = 500
+    """Environment steps before the first update."""
+    train_frequency: int = 4
+    """Environment steps per update."""
+    target_network_frequency: int = 25
+    """Environment steps between copies of the network into the target network."""
+    start_e: float = 1.0
+    """Chance of a random action at the first step."""
+    end_e: float = 0.05
+    """Chance of a random action once exploration has come down."""
+    exploration_fraction: float = 0.5
+    """Share of the run over which that chance falls from start_e to end_e, linearly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_run_flags(self)
+        self.check(num_envs=(1, 4_096), learning_rate=(0, 1), gamma=(0, 1), buffer_size=(1, 1e8), batch_size=(1, 1e6))
+        self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
+        self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1))
+
+
+# ----------------------------------------------------------------------------- the maths
+# Pure functions. B batch, A actions.
+
+
+def td_target(reward: Tensor, terminated: Tensor, next_q: Tensor, gamma: float) -> Tensor:
+    """y = r + gamma (1 - terminated) max_a' Q'(s', a'), the target below eq. (2), with D2.
+
+    reward (B,) float; terminated (B,) float, 0 where the time limit cut the episode; next_q (B, A) float, the target
+    network at s'. Returns (B,) float, detached: no gradient reaches the target network.
+    """
+    return (reward + gamma * (1.0 - terminated) * next_q.max(dim=1).values).detach()
+
+
+def td_loss(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of Huber(y - Q(s, a)), eq. (2) with D1: a scalar.
+
+    q (B, A) float; action (B,) int64; target (B,) float.
+    """
+    return F.smooth_l1_loss(q.gather(1, action[:, None]).squeeze(1), target)
+
+
+def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
+    """Value at `step` of the line from `start` at step 0 to `end` at step `duration`, then `end`."""
+    return end if step >= duration else start + (end - start) * step / duration
+
+
+def times_due(step: int, every: int, stride: int) -> int:
+    """How many multiples of `every` lie in (step - stride, step]: what is due after `stride` more steps."""
+    return step // every - (step - stride) // every
+
+
+# ----------------------------------------------------------------------------- network and buffer
+
+
+class QNetwork(nn.Sequential):
+    """Action values: (B, D) float -> (B, A) float."""
+
+    def __init__(self, obs_dim: int, n_actions: int) -> None:
+        super().__init__(nn.Linear(obs_dim, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, n_actions))
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions (s, a, r, s', terminated), drawn uniformly with replacement."""
+
+    def __init__(self, capacity: int, obs_dim: int) -> None:
+        self.obs, self.next_obs = torch.zeros(capacity, obs_dim), torch.zeros(capacity, obs_dim)
+        self.action = torch.zeros(capacity, dtype=torch.int64)
+        self.reward, self.terminated = torch.zeros(capacity), torch.zeros(capacity)
+        self.columns = (self.obs, self.action, self.reward, self.next_obs, self.terminated)
+        self.views = [column.numpy() for column in self.columns]  # writing through numpy is faster
+        self.capacity, self.added = capacity, 0
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, *transitions: np.ndarray) -> None:
+        """Add N transitions, given as columns (N, D), (N,), (N,), (N, D), (N,)."""
+        rows = np.arange(self.added, self.added + len(transitions[0])) % self.capacity
+        for view, values in zip(self.views, transitions, strict=True):
+            view[rows] = values
+        self.added += len(rows)
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> list[Tensor]:
+        rows = torch.from_numpy(rng.integers(len(self), size=batch_size))
+        return [column.index_select(0, rows) for column in self.columns]
+
+
+# ----------------------------------------------------------------------------- shared by every script
+# Copied, not imported, so that each file stands alone; tests/test_shared.py keeps the copies identical.
+
+
+def check_run_flags(args) -> None:
+    """Raise ValueError for values out of range of the flags that every script has."""
+    args.check(seed=(0, 2**32 - 1), total_timesteps=(1, 1e12), eval_every=(0, 1e12), eval_episodes=(1, 1e5))
+    if not re.fullmatch(r"[\w.-]+", args.exp_name):
+        raise ValueError(f"--exp-name must be letters, digits, '.', '_' or '-', got {args.exp_name!r}")
+    if args.device != "cpu" and not getattr(torch, args.device).is_available():
+        raise ValueError(f"--device must be available on this machine, got {args.device}")
+    if args.capture_video:
+        try:
+            (env := args.make_env(render_mode="rgb_array")).reset()
+            env.render()
+        except gym.error.Error as error:
+            raise ValueError(f"--capture-video must have an environment that can be drawn: {error}") from None
+
+
+def seed_everything(seed: int) -> np.random.Generator:
+    """Seed every generator, use one thread, and return the generator to draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (for libraries that draw from the global generator)
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)  # networks this small lose more to hand-offs between threads than they gain
+    return np.random.default_rng(seed)
+
+
+class Run:
+    """The log of one training run, and its yardstick: the greedy policy on the task that the flags name.
+
+    The folder is LOG_DIR/ENV__EXP_NAME__SEED__UNIXTIME. Steps are environment steps over all environments. Ctrl-C and
+    SIGTERM end the run with its log closed; a log without `run/completed` is partial.
+    """
+
+    def __init__(self, args) -> None:
+        self.args, self.step, self.next_eval, self.evaluated_at = args, 0, args.eval_every or np.inf, -1
+        self.env, self.eval_envs = args.make_env(), args.make_vec(args.eval_episodes)
+        self.optimal = self.random = self.score = self.mean_return = np.nan
+        if hasattr(self.env.unwrapped, "P"):
+            self.optimal, self.random = gridworld.optimal_return(self.env), gridworld.random_return(self.env)
+        stamp, name = int(time.time()), re.sub(r"[^\w.-]", "-", args.env_id)
+        while True:
+            try:
+                self.folder = args.log_dir / f"{name}__{args.exp_name}__{args.seed}__{stamp}"
+                self.folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # a run of the same second
+                stamp += 1
+        self.writer = SummaryWriter(str(self.folder), flush_secs=1)  # a kill loses a second at most
+        versions = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}
+        about = {"args": dataclasses.asdict(args), "versions": versions | {"gymnasium": gym.__version__}}
+        about |= {"optimal_return": self.optimal, "random_return": self.random}
+        self.writer.add_text("run/about", f"```json\n{json.dumps(about, default=str, indent=1)}\n```")
+
+    def __enter__(self) -> "Run":
+        self.start = time.perf_counter()
+        self.bar = tqdm(total=self.args.total_timesteps, desc=self.args.exp_name, unit="step", unit_scale=True)
+        self.bar.mininterval = 0.1 if sys.stderr.isatty() else 10.0  # a file of progress lines stays short
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        self.bar.close()
+        self.writer.close()
+        if kind is KeyboardInterrupt:
+            raise SystemExit(f"interrupted after {self.step} steps; partial log in {self.folder}") from None
+
+    def record(self, step: int, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Count the step of the training environments: reward (N,), ended (N,) bool; log the episodes that ended."""
+        if self.step == 0:
+            self.returns, self.lengths = np.zeros(len(reward)), np.zeros(len(reward))
+        self.bar.update(step - self.step)
+        self.step = step
+        self.returns += reward
+        self.lengths += 1
+        if ended.any():
+            self.writer.add_scalar("charts/episodic_return", self.returns[ended].mean(), step)
+            self.writer.add_scalar("charts/episodic_length", self.lengths[ended].mean(), step)
+            self.returns[ended] = self.lengths[ended] = 0
+
+    def evaluate(self, policy, force: bool = False) -> None:
+        """When one is due, play `eval_episodes` episodes side by side and log eval/* and the cost so far.
+
+        `policy(obs, start)` maps obs (B, D) float32 to actions (B,); start (B,) bool marks episodes that begin. Episode
+        i is seeded 10 000 + i in every evaluation of every script. score = (return - random) / (optimal - random).
+        """
+        if (self.step < self.next_eval and not force) or self.evaluated_at == self.step:
+            return
+        self.evaluated_at, self.next_eval = self.step, self.next_eval + self.args.eval_every
+        n = self.args.eval_episodes
+        returns, lengths, success, start = np.zeros(n), np.zeros(n), np.zeros(n), np.ones(n, bool)
+        running, tells_success = np.ones(n, bool), False
+        obs, _ = self.eval_envs.reset(seed=10_000)
+        while running.any():
+            obs, reward, terminated, truncated, info = self.eval_envs.step(policy(obs, start))
+            start = terminated | truncated
+            returns, lengths = returns + reward * running, lengths + running
+            if "is_success" in info.get("final_info", {}):
+                success, tells_success = success + info["final_info"]["is_success"] * running, True
+            running &= ~start
+        self.mean_return = returns.mean()
+        self.score = (self.mean_return - self.random) / (self.optimal - self.random)
+        seconds = time.perf_counter() - self.start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        scalars = {"eval/return": self.mean_return, "eval/length": lengths.mean(), "charts/SPS": self.step / seconds}
+        scalars |= {"system/wall_time_s": seconds, "system/peak_memory_mb": memory}
+        scalars |= {"eval/success": success.mean()} if tells_success else {}
+        scalars |= {"eval/score": self.score} if np.isfinite(self.score) else {}
+        for tag, scalar in scalars.items():
+            self.writer.add_scalar(tag, scalar, self.step)
+        self.bar.set_postfix_str(f"return {self.mean_return:.2f}, score {self.score:.3f}", refresh=False)
+
+    def picture(self, tag: str, image: np.ndarray) -> None:
+        """Put image (H, W, 3) uint8 into the log and, as TAG.png, into the run folder."""
+        self.writer.add_image(f"pictures/{tag}", image, self.step, dataformats="HWC")
+        Image.fromarray(image).save(self.folder / f"{tag}.png")
+
+    def film(self, policy) -> None:
+        """Film one greedy episode: video.gif in the run folder, and in the log."""
+        env, start, frames, ended = self.args.make_env(render_mode="rgb_array"), np.ones(1, bool), [], False
+        obs, _ = env.reset(seed=10_000)
+        while not ended:
+            frames.append(Image.fromarray(env.render()))
+            obs, _, terminated, truncated, _ = env.step(int(policy(obs[None], start)[0]))
+            start, ended = np.zeros(1, bool), terminated or truncated
+        frames.append(Image.fromarray(env.render()))
+        gif = io.BytesIO()
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=150, loop=0)
+        (self.folder / "video.gif").write_bytes(gif.getvalue())
+        image = Summary.Image(height=frames[0].height, width=frames[0].width, encoded_image_string=gif.getvalue())
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="video", image=image)]), self.step)
+
+    def finish(self, policy, model: nn.Module) -> None:
+        """Evaluate for the last time, save what was asked for, mark the log as complete and say how it went."""
+        self.evaluate(policy, force=True)
+        if self.args.capture_video:
+            self.film(policy)
+        if self.args.save_model:
+            torch.save(model.state_dict(), self.folder / "model.tmp")
+            (self.folder / "model.tmp").replace(self.folder / "model.pt")  # whole or absent
+        self.writer.add_scalar("run/completed", self.step, self.step)
+        self.bar.close()
+        known = f" (optimal {self.optimal:.2f}), score {self.score:.3f}" if np.isfinite(self.score) else ""
+        print(
+            f"{self.args.exp_name} on {self.args.env_id}: {self.step} steps in {time.perf_counter() - self.start:.1f} "
+            f"s, greedy return {self.mean_return:.2f}{known}; log in {self.folder}"
+        )
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def train(args: Args) -> QNetwork:
+    """Train one agent, log to TensorBoard, return its network."""
+    rng = seed_everything(args.seed)
+    envs = args.make_vec(args.num_envs)
+    obs_dim, n_actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
+    network, target = (QNetwork(obs_dim, n_actions).to(args.device) for _ in range(2))
+    target.requires_grad_(False).load_state_dict(network.state_dict())
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, fused=True)
+    buffer = ReplayBuffer(args.buffer_size, obs_dim)
+
+    @torch.no_grad()
+    def greedy(obs: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+        return network(torch.as_tensor(obs, device=args.device)).argmax(dim=1).cpu().numpy()
+
+    with Run(args) as run:
+        obs, _ = envs.reset(seed=args.seed)  # seeded once: a seed on every reset would replay one episode
+        for step in range(args.num_envs, args.total_timesteps + args.num_envs, args.num_envs):
+            # Act epsilon-greedily, one step in each environment.
+            epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps, step)
+            random_action = rng.integers(n_actions, size=args.num_envs)
+            action = np.where(rng.random(args.num_envs) < epsilon, random_action, greedy(obs))
+            next_obs, reward, terminated, truncated, info = envs.step(action)
+            ended, last_obs = terminated | truncated, next_obs
+            if ended.any():  # next_obs already is the first of the next episode there
+                last_obs = next_obs.copy()
+                last_obs[ended] = np.stack(info["final_obs"][ended])
+            buffer.add(obs, action, reward, last_obs, terminated)
+            obs = next_obs
+            run.record(step, reward, ended)
+
+            # Learn from replayed transitions, eq. (2).
+            for _ in range(times_due(step, args.train_frequency, args.num_envs) if step > args.learning_starts else 0):
+                b_obs, b_action, b_reward, b_next_obs, b_terminated = (
+                    column.to(args.device) for column in buffer.sample(args.batch_size, rng)
+                )
+                with torch.no_grad():
+                    y = td_target(b_reward, b_terminated, target(b_next_obs), args.gamma)  # (B,)
+                loss = td_loss(network(b_obs), b_action, y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if step > args.learning_starts and times_due(step, 500, args.num_envs):
+                run.writer.add_scalar("losses/td_loss", loss.item(), step)
+                run.writer.add_scalar("losses/mean_target", y.mean().item(), step)
+            if times_due(step, args.target_network_frequency, args.num_envs):
+                torch._foreach_copy_(list(target.parameters()), list(network.parameters()))
+            run.evaluate(greedy)
+
+        if isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
+            with torch.no_grad():
+                q = network(torch.as_tensor(gridworld.observe_all(run.env), device=args.device)).cpu().numpy()
+            panel = (q.max(axis=1), q.argmax(axis=1), None)
+            run.picture("policy", gridworld.draw(run.env, {"max Q(s, a) and the greedy action": panel}))
+        run.finish(greedy, network)
+    return network
+
+
+if __name__ == "__main__":
+    train(tyro.cli(Args))
