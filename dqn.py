@@ -10,7 +10,6 @@ Differences from the paper:
 """
 
 import dataclasses
-import io
 import json
 import random
 import re
@@ -48,7 +47,7 @@ class Args(gridworld.EnvArgs):
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""
-    eval_every: int = 1_000
+    eval_every: int = 500
     """Environment steps between evaluations of the greedy policy; 0 leaves only the last one."""
     eval_episodes: int = 10
     """Episodes in an evaluation, played side by side."""
@@ -84,7 +83,7 @@ class Args(gridworld.EnvArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_run_flags(self)
+        self.check_run()
         self.check(num_envs=(1, 4_096), learning_rate=(0, 1), gamma=(0, 1), buffer_size=(1, 1e8), batch_size=(1, 1e6))
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
         self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1))
@@ -161,21 +160,6 @@ class ReplayBuffer:
 # Copied, not imported, so that each file stands alone; tests/test_shared.py keeps the copies identical.
 
 
-def check_run_flags(args) -> None:
-    """Raise ValueError for values out of range of the flags that every script has."""
-    args.check(seed=(0, 2**32 - 1), total_timesteps=(1, 1e12), eval_every=(0, 1e12), eval_episodes=(1, 1e5))
-    if not re.fullmatch(r"[\w.-]+", args.exp_name):
-        raise ValueError(f"--exp-name must be letters, digits, '.', '_' or '-', got {args.exp_name!r}")
-    if args.device != "cpu" and not getattr(torch, args.device).is_available():
-        raise ValueError(f"--device must be available on this machine, got {args.device}")
-    if args.capture_video:
-        try:
-            (env := args.make_env(render_mode="rgb_array")).reset()
-            env.render()
-        except gym.error.Error as error:
-            raise ValueError(f"--capture-video must have an environment that can be drawn: {error}") from None
-
-
 def seed_everything(seed: int) -> np.random.Generator:
     """Seed every generator, use one thread, and return the generator to draw from."""
     random.seed(seed)
@@ -193,9 +177,9 @@ class Run:
     """
 
     def __init__(self, args) -> None:
-        self.args, self.step, self.next_eval, self.evaluated_at = args, 0, args.eval_every or np.inf, -1
+        self.args, self.step, self.evaluations, self.next_eval = args, 0, {}, args.eval_every or args.total_timesteps
         self.env, self.eval_envs = args.make_env(), args.make_vec(args.eval_episodes)
-        self.optimal = self.random = self.score = self.mean_return = np.nan
+        self.optimal = self.random = np.nan
         if hasattr(self.env.unwrapped, "P"):
             self.optimal, self.random = gridworld.optimal_return(self.env), gridworld.random_return(self.env)
         stamp, name = int(time.time()), re.sub(r"[^\w.-]", "-", args.env_id)
@@ -217,14 +201,17 @@ class Run:
         self.bar = tqdm(total=self.args.total_timesteps, desc=self.args.exp_name, unit="step", unit_scale=True)
         self.bar.mininterval = 0.1 if sys.stderr.isatty() else 10.0  # a file of progress lines stays short
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            self.on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.on_sigterm)
         self.bar.close()
         self.writer.close()
         if kind is KeyboardInterrupt:
-            raise SystemExit(f"interrupted after {self.step} steps; partial log in {self.folder}") from None
+            print(f"interrupted after {self.step} steps; partial log in {self.folder}", file=sys.stderr)
+            raise SystemExit(130) from None
 
     def record(self, step: int, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count the step of the training environments: reward (N,), ended (N,) bool; log the episodes that ended."""
@@ -232,79 +219,73 @@ class Run:
             self.returns, self.lengths = np.zeros(len(reward)), np.zeros(len(reward))
         self.bar.update(step - self.step)
         self.step = step
-        self.returns += reward
-        self.lengths += 1
+        self.returns, self.lengths = self.returns + reward, self.lengths + 1
         if ended.any():
-            self.writer.add_scalar("charts/episodic_return", self.returns[ended].mean(), step)
-            self.writer.add_scalar("charts/episodic_length", self.lengths[ended].mean(), step)
+            self.log({"charts/episodic_return": self.returns[ended].mean()})
+            self.log({"charts/episodic_length": self.lengths[ended].mean()})
             self.returns[ended] = self.lengths[ended] = 0
 
-    def evaluate(self, policy, force: bool = False) -> None:
-        """When one is due, play `eval_episodes` episodes side by side and log eval/* and the cost so far.
+    def play(self, policy) -> dict[str, float]:
+        """Means over `eval_episodes` episodes, played side by side: return, length, success, score.
 
         `policy(obs, start)` maps obs (B, D) float32 to actions (B,); start (B,) bool marks episodes that begin. Episode
-        i is seeded 10 000 + i in every evaluation of every script. score = (return - random) / (optimal - random).
+        i is seeded 10 000 + i each time, in every script. score = (return - random) / (optimal - random), where known.
         """
-        if (self.step < self.next_eval and not force) or self.evaluated_at == self.step:
-            return
-        self.evaluated_at, self.next_eval = self.step, self.next_eval + self.args.eval_every
         n = self.args.eval_episodes
-        returns, lengths, success, start = np.zeros(n), np.zeros(n), np.zeros(n), np.ones(n, bool)
-        running, tells_success = np.ones(n, bool), False
+        total, length, success = np.zeros(n), np.zeros(n), np.full(n, np.nan)
+        start, running = np.ones(n, bool), np.ones(n, bool)
         obs, _ = self.eval_envs.reset(seed=10_000)
         while running.any():
             obs, reward, terminated, truncated, info = self.eval_envs.step(policy(obs, start))
             start = terminated | truncated
-            returns, lengths = returns + reward * running, lengths + running
+            total, length = total + reward * running, length + running
             if "is_success" in info.get("final_info", {}):
-                success, tells_success = success + info["final_info"]["is_success"] * running, True
+                success[start & running] = info["final_info"]["is_success"][start & running]
             running &= ~start
-        self.mean_return = returns.mean()
-        self.score = (self.mean_return - self.random) / (self.optimal - self.random)
-        seconds = time.perf_counter() - self.start
+        span = self.optimal - self.random
+        score = (total.mean() - self.random) / span if span > 0 else np.nan
+        means = {"return": total.mean(), "length": length.mean(), "success": success.mean(), "score": score}
+        return {name: float(mean) for name, mean in means.items() if np.isfinite(mean)}
+
+    def evaluate(self, policy, force: bool = False) -> None:
+        """When an evaluation is due, play `policy` and log eval/* and what the run has cost so far."""
+        if self.step in self.evaluations or (self.step < self.next_eval and not force):
+            return
+        result, seconds = self.play(policy), time.perf_counter() - self.start
+        every = self.args.eval_every or self.args.total_timesteps
+        self.evaluations[self.step], self.next_eval = result, (self.step // every + 1) * every
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        scalars = {"eval/return": self.mean_return, "eval/length": lengths.mean(), "charts/SPS": self.step / seconds}
-        scalars |= {"system/wall_time_s": seconds, "system/peak_memory_mb": memory}
-        scalars |= {"eval/success": success.mean()} if tells_success else {}
-        scalars |= {"eval/score": self.score} if np.isfinite(self.score) else {}
-        for tag, scalar in scalars.items():
-            self.writer.add_scalar(tag, scalar, self.step)
-        self.bar.set_postfix_str(f"return {self.mean_return:.2f}, score {self.score:.3f}", refresh=False)
+        scalars = {f"eval/{name}": mean for name, mean in result.items()} | {"charts/SPS": self.step / seconds}
+        self.log(scalars | {"system/wall_time_s": seconds, "system/peak_memory_mb": memory})
+        self.bar.set_postfix_str(", ".join(f"{name} {mean:.3f}" for name, mean in result.items()), refresh=False)
+
+    def log(self, scalars: dict[str, float]) -> None:
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, self.step)
 
     def picture(self, tag: str, image: np.ndarray) -> None:
         """Put image (H, W, 3) uint8 into the log and, as TAG.png, into the run folder."""
         self.writer.add_image(f"pictures/{tag}", image, self.step, dataformats="HWC")
         Image.fromarray(image).save(self.folder / f"{tag}.png")
 
-    def film(self, policy) -> None:
-        """Film one greedy episode: video.gif in the run folder, and in the log."""
-        env, start, frames, ended = self.args.make_env(render_mode="rgb_array"), np.ones(1, bool), [], False
-        obs, _ = env.reset(seed=10_000)
-        while not ended:
-            frames.append(Image.fromarray(env.render()))
-            obs, _, terminated, truncated, _ = env.step(int(policy(obs[None], start)[0]))
-            start, ended = np.zeros(1, bool), terminated or truncated
-        frames.append(Image.fromarray(env.render()))
-        gif = io.BytesIO()
-        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=150, loop=0)
-        (self.folder / "video.gif").write_bytes(gif.getvalue())
-        image = Summary.Image(height=frames[0].height, width=frames[0].width, encoded_image_string=gif.getvalue())
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="video", image=image)]), self.step)
-
-    def finish(self, policy, model: nn.Module) -> None:
+    def finish(self, policy, weights: dict[str, Tensor], note: str = "") -> None:
         """Evaluate for the last time, save what was asked for, mark the log as complete and say how it went."""
         self.evaluate(policy, force=True)
         if self.args.capture_video:
-            self.film(policy)
+            gif = gridworld.film(self.args.make_env(render_mode="rgb_array"), policy)
+            (self.folder / "video.gif").write_bytes(gif)
+            video = Summary.Value(tag="video", image=Summary.Image(encoded_image_string=gif))
+            self.writer.file_writer.add_summary(Summary(value=[video]), self.step)
         if self.args.save_model:
-            torch.save(model.state_dict(), self.folder / "model.tmp")
+            torch.save(weights, self.folder / "model.tmp")
             (self.folder / "model.tmp").replace(self.folder / "model.pt")  # whole or absent
-        self.writer.add_scalar("run/completed", self.step, self.step)
+        self.log({"run/completed": self.step})
         self.bar.close()
-        known = f" (optimal {self.optimal:.2f}), score {self.score:.3f}" if np.isfinite(self.score) else ""
+        result, seconds = self.evaluations[self.step], time.perf_counter() - self.start
+        best = f" (optimal {self.optimal:.2f}), score {result['score']:.3f}" if "score" in result else ""
         print(
-            f"{self.args.exp_name} on {self.args.env_id}: {self.step} steps in {time.perf_counter() - self.start:.1f} "
-            f"s, greedy return {self.mean_return:.2f}{known}; log in {self.folder}"
+            f"{self.args.exp_name} on {self.args.env_id}: {self.step} steps in {seconds:.1f} s, "
+            f"greedy return {result['return']:.2f}{best}{note}; log in {self.folder}"
         )
 
 
@@ -353,8 +334,7 @@ def train(args: Args) -> QNetwork:
                 loss.backward()
                 optimizer.step()
             if step > args.learning_starts and times_due(step, 500, args.num_envs):
-                run.writer.add_scalar("losses/td_loss", loss.item(), step)
-                run.writer.add_scalar("losses/mean_target", y.mean().item(), step)
+                run.log({"losses/td_loss": loss.item(), "losses/mean_target": y.mean().item()})
             if times_due(step, args.target_network_frequency, args.num_envs):
                 torch._foreach_copy_(list(target.parameters()), list(network.parameters()))
             run.evaluate(greedy)
@@ -364,7 +344,7 @@ def train(args: Args) -> QNetwork:
                 q = network(torch.as_tensor(gridworld.observe_all(run.env), device=args.device)).cpu().numpy()
             panel = (q.max(axis=1), q.argmax(axis=1), None)
             run.picture("policy", gridworld.draw(run.env, {"max Q(s, a) and the greedy action": panel}))
-        run.finish(greedy, network)
+        run.finish(greedy, network.state_dict())
     return network
 
 

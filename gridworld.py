@@ -8,6 +8,9 @@ Layouts: Dyna maze and cliff from Sutton and Barto (2018), examples 8.1 and 6.6;
 
 import dataclasses
 import functools
+import io
+import os
+import re
 import sys
 import zlib
 from typing import Any, Literal
@@ -30,19 +33,15 @@ TEST_SEEDS = 1_000_000  # layout seeds below draw training maps, from here on te
 # ----------------------------------------------------------------------------- maps
 
 
-def _grid(rows: int, cols: int, fill: str = ".") -> np.ndarray:
-    return np.full((rows, cols), fill, dtype="<U1")
-
-
 def _empty(size: int, rng: np.random.Generator) -> np.ndarray:
-    grid = _grid(size, size)
+    grid = np.full((size, size), ".")
     grid[0, 0], grid[-1, -1] = "S", "G"
     return grid
 
 
 def _four_rooms(size: int, rng: np.random.Generator) -> np.ndarray:
     """Four rooms joined by four hallways; size 13 is the map of Sutton, Precup and Singh."""
-    grid, mid = _grid(size, size), size // 2
+    grid, mid = np.full((size, size), "."), size // 2
     grid[[0, -1]] = grid[:, [0, -1]] = grid[:, mid] = grid[mid, :mid] = grid[mid + 1, mid:] = "#"
     grid[mid // 2, mid] = grid[(mid + size + 1) // 2, mid] = "."
     grid[mid, (mid - 1) // 2] = grid[mid + 1, (mid + size - 1) // 2] = "."
@@ -62,18 +61,18 @@ def _maze(size: int, rng: np.random.Generator) -> np.ndarray:
     """Perfect maze by depth-first search: one path between any two cells; rooms at odd rows and columns."""
     if size % 2 == 0:
         raise ValueError(f"--grid-size must be odd for layout maze, got {size}")
-    grid = _grid(size, size, "#")
+    grid = np.full((size, size), "#")
     grid[1, 1], stack = ".", [(1, 1)]
     while stack:
         row, col = stack[-1]
         rooms = [(row + 2 * dr, col + 2 * dc) for dr, dc in MOVES]
         rooms = [(r, c) for r, c in rooms if 0 < r < size and 0 < c < size and grid[r, c] == "#"]
-        if not rooms:
+        if rooms:
+            r, c = rooms[rng.integers(len(rooms))]
+            grid[r, c] = grid[(row + r) // 2, (col + c) // 2] = "."
+            stack.append((r, c))
+        else:
             stack.pop()
-            continue
-        r, c = rooms[rng.integers(len(rooms))]
-        grid[r, c] = grid[(row + r) // 2, (col + c) // 2] = "."
-        stack.append((r, c))
     grid[1, 1], grid[-2, -2] = "S", "G"
     return grid
 
@@ -97,7 +96,7 @@ LAYOUTS: dict[str, Any] = {
     "empty": (_empty, 2, 8),
     "four_rooms": (_four_rooms, 7, 13),
     "key_door": (_key_door, 3, 8),
-    "maze": (_maze, 5, 11),
+    "maze": (_maze, 7, 11),
     "random": (_random, 4, 8),
     "dyna_maze": [".......#G", "..#....#.", "S.#....#.", "..#......", ".....#...", "........."],
     "cliff": ["............", "............", "............", "SXXXXXXXXXXG"],
@@ -107,17 +106,15 @@ LAYOUTS: dict[str, Any] = {
 def layout_rows(layout: str = "empty", size: int | None = None, layout_seed: int = 0) -> list[str]:
     """The rows of a map, checked. `layout` is a name, the path of a text file, or the map itself (several lines).
 
-    `size` None is the layout's own. Generated maps (maze, random) depend on `layout_seed`; a checksum of the map decides
+    `size` None is the layout's own. Generated maps (maze, random) depend on `layout_seed`; a checksum of the map tells
     whether it is for training or for testing, so that no seed below TEST_SEEDS shares a map with one from there on.
     Raises ValueError, naming the flag, or the file with line and column.
     """
     known = LAYOUTS.get(layout)
-    if not isinstance(known, tuple) and size is not None:
-        raise ValueError(f"--grid-size cannot be used with a map of fixed size (--layout {layout!r}), got {size}")
-    if isinstance(known, list):
-        return known
-    if known is None:
-        return check_rows(*read_map(layout))
+    if not isinstance(known, tuple):
+        if size is not None:
+            raise ValueError(f"--grid-size cannot be used with a map of fixed size (--layout {layout!r}), got {size}")
+        return known or read_map(layout)
     generate, smallest, default = known
     size = default if size is None else size
     if not smallest <= size <= 128:
@@ -125,50 +122,44 @@ def layout_rows(layout: str = "empty", size: int | None = None, layout_seed: int
     if not 0 <= layout_seed < 2**63:
         raise ValueError(f"--layout-seed must be 0 or more and below 2^63, got {layout_seed}")
     rng = np.random.default_rng(layout_seed)
-    for _ in range(1_000):
+    while True:
         rows = ["".join(row) for row in generate(size, rng)]
         for_test = zlib.crc32("\n".join(rows).encode()) % 2 == 1
         if layout not in ("maze", "random") or for_test == (layout_seed >= TEST_SEEDS):
             return rows
-    raise ValueError(f"--grid-size {size} has too few maps of layout {layout} to keep training and test maps apart")
 
 
-def read_map(layout: str) -> tuple[list[str], str]:
-    """The lines of a map given as text or as the path of a file, and the name by which errors call it."""
+def read_map(layout: str) -> list[str]:
+    """The rows of a map given as text or as the path of a file. GridWorldEnv checks the way to G."""
     if "\n" in layout:
-        return layout.strip("\n").split("\n"), "the map"
-    try:
-        with open(layout, encoding="utf-8") as file:
-            text = file.read(2 * MAX_CELLS + 1)  # room for maps of one column
-    except UnicodeDecodeError:
-        raise ValueError(f"--layout {layout}: not a text file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"--layout {layout!r} is neither one of {', '.join(LAYOUTS)} nor a file: {reason}") from None
-    if len(text) > 2 * MAX_CELLS:
-        raise ValueError(f"--layout {layout}: a map may have at most {MAX_CELLS} cells")
-    return text.rstrip("\n").split("\n"), layout
-
-
-def check_rows(rows: list[str], source: str) -> list[str]:
-    """`rows` if they are a map, else ValueError with source, line and column. GridWorldEnv checks the way to G."""
-    if not "".join(rows):
+        text, source = layout.lstrip("\n"), "the map"
+    else:
+        try:
+            with open(layout, encoding="utf-8-sig") as file:
+                text, source = file.read(2 * MAX_CELLS + 1), layout  # enough for MAX_CELLS lines of one cell
+        except (OSError, ValueError) as error:  # ValueError: bytes that are not text
+            names, reason = ", ".join(LAYOUTS), getattr(error, "strerror", None) or error
+            raise ValueError(f"--layout {layout!r} is neither one of {names} nor a text file: {reason}") from None
+    rows = text.rstrip("\n").split("\n")
+    cells, width = "".join(rows), len(rows[0])
+    if not cells:
         raise ValueError(f"{source}, line 1, column 1: the map is empty")
+    if len(cells) > MAX_CELLS:
+        raise ValueError(f"{source}: a map may have at most {MAX_CELLS} cells")
     for line, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]):
-            column = min(len(row), len(rows[0])) + 1
-            raise ValueError(f"{source}, line {line}, column {column}: {len(row)} cells, but line 1 has {len(rows[0])}")
-        if unknown := set(row) - set(SYMBOLS):
-            column = min(map(row.index, unknown))
-            raise ValueError(f"{source}, line {line}, column {column + 1}: unknown character {row[column]!r}")
-    if len(rows) * len(rows[0]) > MAX_CELLS:
-        raise ValueError(f"{source}: {len(rows)} x {len(rows[0])} cells, a map may have at most {MAX_CELLS}")
-    goals = [(line, column) for line, row in enumerate(rows, 1) for column, c in enumerate(row, 1) if c == "G"]
-    if not any("S" in row for row in rows) or not goals:
-        missing = "goal 'G'" if any("S" in row for row in rows) else "start 'S'"
-        raise ValueError(f"{source}: no {missing} from line 1, column 1 to line {len(rows)}, column {len(rows[0])}")
-    if len(goals) > 1:
-        raise ValueError(f"{source}, line {goals[1][0]}, column {goals[1][1]}: a second goal 'G', one is allowed")
+        if len(row) != width:
+            column = min(len(row), width) + 1
+            raise ValueError(f"{source}, line {line}, column {column}: {len(row)} cells, but line 1 has {width}")
+        if unknown := row.lstrip(SYMBOLS):
+            column = width - len(unknown) + 1
+            raise ValueError(f"{source}, line {line}, column {column}: unknown character {unknown[0]!r}")
+    for symbol, name in ("S", "start"), ("G", "goal"):
+        if symbol not in cells:
+            end = f"line {len(rows)}, column {width}"
+            raise ValueError(f"{source}: no {name} {symbol!r} from line 1, column 1 to {end}")
+    if cells.count("G") > 1:
+        line, column = divmod(cells.rindex("G"), width)
+        raise ValueError(f"{source}, line {line + 1}, column {column + 1}: another goal 'G', one is allowed")
     return rows
 
 
@@ -218,11 +209,11 @@ class GridWorldEnv(gym.Env):
         self.rows, self.cols = self.map.shape
         self.slip, self.observation, self.render_mode = slip, observation, render_mode
         self.step_reward, self.goal_reward, self.trap_reward = step_reward, goal_reward, trap_reward
-        self._build_tables(random_start, random_goal)
+        self._build_tables(random_start, random_goal, "the map" if "\n" in layout else layout)
         self.action_space, self.observation_space = spaces.Discrete(4), self._observation_space(random_goal)
         self.state = int(self.start_states[0])
 
-    def _build_tables(self, random_start: bool, random_goal: bool) -> None:
+    def _build_tables(self, random_start: bool, random_goal: bool, source: str) -> None:
         self.cells = np.argwhere(self.map != "#")
         self.symbol = self.map[self.map != "#"]  # (cells,)
         n, self.n_keys = len(self.cells), 1 + int((self.symbol == "K").any())
@@ -233,9 +224,9 @@ class GridWorldEnv(gym.Env):
             raise ValueError(f"--random-goal makes {self.n_states} states of this map, at most {2**20} are possible")
 
         # Where each move leads: cell to cell, with and without the key, then state to state.
-        number = np.full((self.rows + 2, self.cols + 2), -1)  # a wall all round
-        number[1:-1, 1:-1][self.map != "#"] = np.arange(n)
-        target = number[tuple((self.cells[:, None] + MOVES + 1).transpose(2, 0, 1))]  # (cells, 4)
+        self.number = np.full((self.rows + 2, self.cols + 2), -1)  # of each cell, with a wall all round
+        self.number[1:-1, 1:-1][self.map != "#"] = np.arange(n)
+        target = self.number[tuple((self.cells[:, None] + MOVES + 1).transpose(2, 0, 1))]  # (cells, 4)
         stay, here = np.arange(n)[:, None], np.arange(self.n_states)[:, None]
         with_key = np.where(target >= 0, target, stay)
         without_key = np.where(self.symbol[with_key] == "D", stay, with_key)
@@ -250,9 +241,12 @@ class GridWorldEnv(gym.Env):
         rewards = np.select([self.at_goal, self.terminal], [self.goal_reward, self.trap_reward], self.step_reward)
         self.reward = np.where(self.terminal[:, None], 0.0, rewards[self.next_state])
 
-        # The moves that lead elsewhere, first in each row: a slip draws one of them.
-        shut = self.next_state == here
-        self.open_moves, self.n_open = np.argsort(shut, axis=1, kind="stable"), np.maximum((~shut).sum(axis=1), 1)
+        # The chance that each move is made when one is asked for: a slip makes one of those that lead elsewhere.
+        is_open = self.next_state != here
+        slips = is_open / np.maximum(is_open.sum(axis=1, keepdims=True), 1)
+        self.chance = (1.0 - self.slip) * np.eye(4) + self.slip * slips[:, None]  # (S, 4 asked for, 4 made)
+        self.chance[~is_open.any(axis=1)] = np.eye(4)
+        self.cumulative = self.chance.cumsum(axis=2)[:, :, :3]  # a uniform number is at or above as many as its move
 
         # Starts from which the goal can be reached.
         solvable = self.at_goal
@@ -260,12 +254,8 @@ class GridWorldEnv(gym.Env):
             solvable = grown
         is_start, is_task = (self.symbol[cell] == "S") & (key == 0), self.goal_of == self.goal_cell
         if (stuck := is_start & is_task & ~solvable).any():
-            row, col = self.cells[self.goal_cell] + 1
-            start_row, start_col = self.cells[cell[stuck.argmax()]] + 1
-            raise ValueError(
-                f"the map, line {row}, column {col}: the goal cannot be reached from the start in "
-                f"line {start_row}, column {start_col}"
-            )
+            line, column = self.cells[cell[stuck.argmax()]] + 1
+            raise ValueError(f"{source}, line {line}, column {column}: the goal cannot be reached from this start")
         if random_start:
             is_start = ~self.terminal & (key == 0) & ~np.isin(self.symbol[cell], ["K", "D"])
         self.start_states = np.flatnonzero(is_start & ~self.terminal & solvable)
@@ -284,13 +274,10 @@ class GridWorldEnv(gym.Env):
         if self.observation == "index":
             return cells
         if self.observation == "coords":
-            return np.array(self.coordinates[cells])
-        one_hot = np.zeros((*np.shape(cells), len(self.cells)), np.float32)
-        if one_hot.ndim == 1:
-            one_hot[cells] = 1.0
-        else:
-            one_hot.reshape(-1, len(self.cells))[np.arange(cells.size), cells.ravel()] = 1.0
-        return one_hot
+            return self.coordinates.take(cells, axis=0)
+        one_hot = np.zeros((np.size(cells), len(self.cells)), np.float32)
+        one_hot[np.arange(len(one_hot)), np.ravel(cells)] = 1.0
+        return one_hot.reshape(*np.shape(cells), len(self.cells))
 
     def observe(self, states: np.ndarray | int) -> Any:
         """The observations of states, in fresh arrays: () or (N,) int -> (D,) or (N, D) float32; `index` as is."""
@@ -305,35 +292,29 @@ class GridWorldEnv(gym.Env):
     def P(self) -> dict[int, dict[int, list[tuple[float, int, float, bool]]]]:
         """P[s][a] = [(probability, next state, reward, terminated), ...]; terminal states keep to themselves."""
         target, reward, end = self.next_state.tolist(), self.reward.tolist(), self.terminal.tolist()
-        slips = [moves[:n] for moves, n in zip(self.open_moves.tolist(), self.n_open.tolist(), strict=True)]
         table: dict = {s: {} for s in range(self.n_states)}
-        for s in range(self.n_states):
-            for a in range(4):
-                chance = {a: 1.0 - self.slip} if not end[s] else {a: 1.0}
-                for b in slips[s] if self.slip > 0 and not end[s] else ():
-                    chance[b] = chance.get(b, 0.0) + self.slip / len(slips[s])
-                table[s][a] = [(p, target[s][b], reward[s][b], end[target[s][b]]) for b, p in chance.items() if p > 0]
+        for (s, a, b), p in np.ndenumerate(self.chance):
+            if p > 0:
+                table[s].setdefault(a, []).append((float(p), target[s][b], reward[s][b], end[target[s][b]]))
         return table
 
-    # Every chance event uses one uniform number, so that the vector form can draw the same ones in blocks.
+    # Every chance event takes one uniform number, here as in the vector form, so that both live the same lives.
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
         if options and "state" in options:
+            if not 0 <= options["state"] < self.n_states:
+                raise ValueError(f"options['state'] must be between 0 and {self.n_states - 1}, got {options['state']}")
             self.state = int(options["state"])
-            if not 0 <= self.state < self.n_states:
-                raise ValueError(f"options['state'] must be between 0 and {self.n_states - 1}, got {self.state}")
-        elif len(self.start_states) == 1:
-            self.state = int(self.start_states[0])
         else:
-            self.state = int(self.start_states[int(self.np_random.random() * len(self.start_states))])
+            self.state = self.start_states.item(int(self.np_random.random() * len(self.start_states)))
         return self.observe(self.state), {"is_success": False}
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
         if not 0 <= action < 4:
             raise ValueError(f"action must be 0, 1, 2 or 3, got {action}")
-        if self.slip > 0 and (u := self.np_random.random()) < self.slip:
-            action = self.open_moves.item(self.state, int(u / self.slip * self.n_open[self.state]))
+        if self.slip > 0:
+            action = self.cumulative[self.state, action].searchsorted(self.np_random.random(), side="right")
         reward = self.reward.item(self.state, action)
         self.state = self.next_state.item(self.state, action)
         terminated = self.terminal.item(self.state)
@@ -386,10 +367,8 @@ class GoalGridWorldEnv(GridWorldEnv):
             return np.asarray(places)
         if self.observation == "onehot":
             return np.argmax(places, axis=-1)
-        row_col = np.rint(np.asarray(places) * [self.rows - 1, self.cols - 1]).astype(int)
-        number = np.zeros((self.rows, self.cols), int)
-        number[tuple(self.cells.T)] = np.arange(len(self.cells))
-        return number[row_col[..., 0], row_col[..., 1]]
+        row_col = np.rint(np.asarray(places) * [self.rows - 1, self.cols - 1]).astype(int) + 1
+        return self.number[row_col[..., 0], row_col[..., 1]]
 
     def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any = None) -> Any:
         """Reward of arriving at `achieved_goal` (..., G) when `desired_goal` (..., G) was wanted: (...) float64."""
@@ -408,64 +387,55 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
 
     Autoreset is SAME_STEP: the observation returned at an episode's end is the first of the next episode, the last one
     is in `info["final_obs"][i]`, and `info["final_info"]["is_success"]` says whether it ended at the goal.
-    Arguments: those of GridWorldEnv, `max_episode_steps` (None: 4 x rows x cols) and `goal_conditioned`.
+    Arguments: those of GridWorldEnv, `max_episode_steps` (None: 4 x rows x cols; -1: no limit) and `goal_conditioned`.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
-    _BLOCK = 256  # uniform numbers drawn at once for an env
 
     def __init__(
         self, num_envs: int = 1, max_episode_steps: int | None = None, goal_conditioned: bool = False, **kwargs: Any
     ) -> None:
         self.grid = (GoalGridWorldEnv if goal_conditioned else GridWorldEnv)(**kwargs)
-        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps or 4 * self.grid.rows * self.grid.cols
+        limit = 4 * self.grid.rows * self.grid.cols if max_episode_steps is None else max_episode_steps
+        if limit != -1 and not limit >= 1:
+            raise ValueError(f"max_episode_steps must be at least 1, or -1 for no limit, got {limit}")
+        self.num_envs, self.max_episode_steps = num_envs, np.inf if limit == -1 else limit
         self.single_observation_space, self.single_action_space = self.grid.observation_space, self.grid.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
         self.states, self._elapsed = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
         self._generators: list[np.random.Generator] = []
-        self._numbers = np.empty((num_envs, self._BLOCK))
-        self._next_number = np.full(num_envs, self._BLOCK)
 
     def _uniform(self, envs: np.ndarray) -> np.ndarray:
-        """The next uniform number of each env in `envs` (indices), from its own generator."""
-        for i in envs[self._next_number[envs] == self._BLOCK]:
-            self._numbers[i], self._next_number[i] = self._generators[i].random(self._BLOCK), 0
-        numbers = self._numbers[envs, self._next_number[envs]]
-        self._next_number[envs] += 1
-        return numbers
+        """One uniform number for each env in `envs` (indices), from its own generator."""
+        return np.array([self._generators[i].random() for i in envs.tolist()])
 
     def _start(self, envs: np.ndarray) -> None:
         starts = self.grid.start_states
-        chosen = (self._uniform(envs) * len(starts)).astype(int) if len(starts) > 1 else 0
-        self.states[envs], self._elapsed[envs] = starts[chosen], 0
+        self.states[envs], self._elapsed[envs] = starts[(self._uniform(envs) * len(starts)).astype(int)], 0
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         if seed is not None or not self._generators:
             seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
             self._generators = [gym.utils.seeding.np_random(s)[0] for s in seeds]
-            self._next_number[:] = self._BLOCK
         if options and "state" in options:
-            self.states[:], self._elapsed[:] = options["state"], 0
-            if self.states.min() < 0 or self.states.max() >= self.grid.n_states:
+            if np.min(options["state"]) < 0 or np.max(options["state"]) >= self.grid.n_states:
                 raise ValueError(f"options['state'] must be between 0 and {self.grid.n_states - 1}")
+            self.states[:], self._elapsed[:] = options["state"], 0
         else:
             self._start(np.arange(self.num_envs))
         return self.grid.observe(self.states), {}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
         grid, actions = self.grid, np.asarray(actions)
-        if actions.min() < 0 or actions.max() > 3:
-            raise ValueError(f"actions must be 0, 1, 2 or 3, got {actions}")
+        if actions.shape != self.states.shape or actions.min() < 0 or actions.max() > 3:
+            raise ValueError(f"actions must be {self.num_envs} numbers 0, 1, 2 or 3, got {actions}")
         if grid.slip > 0:
-            u = self._uniform(np.arange(self.num_envs))
-            drawn = np.minimum(u / grid.slip * grid.n_open[self.states], 3).astype(int)
-            actions = np.where(u < grid.slip, grid.open_moves[self.states, drawn], actions)
-        move = 4 * self.states + actions
-        reward = grid.reward.take(move)
-        self.states = grid.next_state.take(move)
+            u = self._uniform(np.arange(self.num_envs))[:, None]
+            actions = (u >= grid.cumulative[self.states, actions]).sum(axis=1)
+        reward, self.states = grid.reward[self.states, actions], grid.next_state[self.states, actions]
         self._elapsed += 1
-        terminated, truncated = grid.terminal.take(self.states), self._elapsed >= self.max_episode_steps
+        terminated, truncated = grid.terminal[self.states], self._elapsed >= self.max_episode_steps
         info: dict[str, Any] = {}
         if (over := terminated | truncated).any():
             envs, final_obs = np.flatnonzero(over), np.full(self.num_envs, None, dtype=object)
@@ -478,17 +448,17 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
 
 
 def make_grid(goal_conditioned: bool = False, **kwargs: Any) -> gym.Env:
-    """The environment in a TimeLimit of 4 x rows x cols steps, unless `gym.make(max_episode_steps=...)` names a limit.
+    """The environment in a TimeLimit of 4 x rows x cols steps, unless gym.make was given a limit, or a spec with one.
 
-    gym.make keeps that argument to itself and wraps its own TimeLimit outside, where a longer one would have no
-    effect; so it is read from the caller's frame.
+    gym.make keeps the limit to itself and wraps its own TimeLimit outside, where a longer one would have no effect; so
+    it is read from the caller's frame.
     """
-    env = (GoalGridWorldEnv if goal_conditioned else GridWorldEnv)(**kwargs)
-    if sys._getframe(1).f_locals.get("max_episode_steps") is not None:
-        return env
-    return gym.wrappers.TimeLimit(env, 4 * env.rows * env.cols)
+    env, caller = (GoalGridWorldEnv if goal_conditioned else GridWorldEnv)(**kwargs), sys._getframe(1).f_locals
+    limits = caller.get("max_episode_steps"), getattr(caller.get("env_spec"), "max_episode_steps", None)
+    return env if any(limits) else gym.wrappers.TimeLimit(env, 4 * env.rows * env.cols)
 
 
+make_grid.metadata = GridWorldEnv.metadata  # gym.make checks render_mode against it
 if "GridWorld-v0" not in gym.registry:  # run as a program and imported by name, this file is loaded twice
     for env_id, goal_conditioned in zip(GRID_IDS, (False, True), strict=True):
         paths = {"entry_point": "gridworld:make_grid", "vector_entry_point": "gridworld:GridWorldVectorEnv"}
@@ -538,13 +508,13 @@ def random_return(env: gym.Env) -> float:
 # ----------------------------------------------------------------------------- pictures
 
 
-Panel = tuple[np.ndarray, np.ndarray | None, list[str] | None]  # values (S,), policy (S,) or None, names or None
+Scale = list[str] | tuple[float, float] | None  # names of indices, or the ends of the colour bar (None: the data's)
 
 
-def draw(env: gym.Env, panels: dict[str, Panel]) -> np.ndarray:
-    """A picture with one map of a grid world for each panel {title: (values, policy, names)}: (H, W, 3) uint8.
+def draw(env: gym.Env, panels: dict[str, tuple[np.ndarray, np.ndarray | None, Scale]]) -> np.ndarray:
+    """A picture with one map of a grid world for each panel {title: (values, policy, scale)}: (H, W, 3) uint8.
 
-    values (S,) colour the cells: floats with a colour bar, or indices into `names` with a legend; policy (S,) adds the
+    values (S,) colour the cells: floats with a colour bar, or indices of names with a legend; policy (S,) adds the
     arrow of each state's action. A map with a key is drawn twice, without and with it; with random goals, for goal G.
     """
     import matplotlib as mpl  # here: few runs draw often, and importing it takes half a second
@@ -555,22 +525,23 @@ def draw(env: gym.Env, panels: dict[str, Panel]) -> np.ndarray:
     maps = [(title, *panel, key) for title, panel in panels.items() for key in range(grid.n_keys)]
     columns = min(len(maps), 3)
     lines = -(-len(maps) // columns)
-    height = 4.2 * lines * max(0.5, min(1.3, grid.rows / grid.cols))
-    figure = Figure(figsize=(4.4 * columns, height), layout="constrained")
-    for i, (title, values, policy, names, key) in enumerate(maps):
+    figure = Figure((4.4 * columns, 4.4 * lines * max(0.5, min(1.3, grid.rows / grid.cols))), layout="constrained")
+    for i, (title, values, policy, scale, key) in enumerate(maps):
         axes = figure.add_subplot(lines, columns, i + 1, xticks=[], yticks=[])
         axes.set_title(title if grid.n_keys == 1 else f"{title}, {('no key', 'key held')[key]}", fontsize=10)
         shown = np.flatnonzero((grid.goal_of == grid.goal_cell) & (grid.key_of == key) & ~grid.terminal)
         row, col = grid.cells[grid.cell_of[shown]].T
         image = np.full((grid.rows, grid.cols), np.nan)
         image[row, col] = values[shown]
-        if names is None:
-            figure.colorbar(axes.imshow(image, cmap="viridis"), ax=axes, shrink=0.8)
+        if isinstance(scale, list):
+            palette = mpl.colormaps["tab10"] if len(scale) <= 10 else mpl.colormaps["turbo"].resampled(len(scale))
+            colours = palette(range(len(scale)))
+            axes.imshow(image, cmap=mpl.colors.ListedColormap(colours), vmin=-0.5, vmax=len(scale) - 0.5)
+            handles = [mpl.patches.Patch(color=c, label=name) for c, name in zip(colours, scale, strict=True)]
+            axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
         else:
-            colours = mpl.colormaps["tab10"].colors[: len(names)]
-            axes.imshow(image, cmap=mpl.colors.ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
-            handles = [mpl.patches.Patch(color=c, label=name) for c, name in zip(colours, names, strict=True)]
-            axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False)
+            low, high = scale or (None, None)
+            figure.colorbar(axes.imshow(image, cmap="viridis", vmin=low, vmax=high), ax=axes, shrink=0.8)
         if policy is not None:
             dy, dx = 0.6 * MOVES[policy[shown]].T
             arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.008, "headwidth": 5}
@@ -578,11 +549,26 @@ def draw(env: gym.Env, panels: dict[str, Panel]) -> np.ndarray:
         for (r, c), symbol in np.ndenumerate(grid.map):
             if symbol in "#GX":
                 axes.add_patch(mpl.patches.Rectangle((c - 0.5, r - 0.5), 1, 1, color=COLOURS[symbol]))
-            if symbol in "SGXKD":
-                axes.text(c, r, symbol, ha="center", va="center", fontweight="bold", color="white")
+            if symbol in "SGXKD":  # in the corner, beside the arrow
+                axes.text(c - 0.3, r - 0.25, symbol, ha="center", va="center", fontsize=8, color="white")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[:, :, :3]
+
+
+def film(env: gym.Env, policy: Any) -> bytes:
+    """An animated GIF of one episode; `env` renders rgb_array, `policy(obs (1, ...), start (1,)) -> actions (1,)`."""
+    from PIL import Image
+
+    obs, _ = env.reset(seed=10_000)
+    frames, start, ended = [Image.fromarray(env.render())], True, False
+    while not ended:
+        obs, _, terminated, truncated, _ = env.step(int(policy(np.array([obs]), np.array([start]))[0]))
+        frames.append(Image.fromarray(env.render()))
+        start, ended = False, terminated or truncated
+    gif = io.BytesIO()
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=150, loop=0)
+    return gif.getvalue()
 
 
 def observe_all(env: gym.Env) -> np.ndarray:
@@ -630,8 +616,8 @@ class EnvArgs:
     def __post_init__(self) -> None:
         if self.max_episode_steps is not None:
             self.check(max_episode_steps=(1, 1e9))
-        if self.env_id not in GRID_IDS and (given := self.grid_flags()):
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        if self.env_id not in GRID_IDS and (given := self._given().keys() - {"max_episode_steps"}):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
             raise ValueError(f"{names} can only be used with {' and '.join(GRID_IDS)}, got --env-id {self.env_id}")
         try:
             env = self.make_env()
@@ -647,18 +633,34 @@ class EnvArgs:
             if not low <= (value := getattr(self, name)) <= high:  # written so that NaN fails
                 raise ValueError(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, got {value}")
 
-    def grid_flags(self) -> dict[str, Any]:
-        """The grid flags that were given, by name."""
-        names = [field.name for field in dataclasses.fields(EnvArgs)][1:-1]
-        values = {name: getattr(self, name) for name in names}
+    def check_run(self) -> None:
+        """Check the flags that every script's Args has beside these."""
+        self.check(seed=(0, 2**32 - 1), total_timesteps=(1, 1e12), eval_every=(0, 1e12), eval_episodes=(1, 1e5))
+        if not re.fullmatch(r"[\w.-]+", self.exp_name):
+            raise ValueError(f"--exp-name must be made of letters, digits, '.', '_' and '-', got {self.exp_name!r}")
+        path = self.log_dir.absolute()
+        folder = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ValueError(f"--log-dir must be a folder that can be written to, got {self.log_dir}")
+        if self.device != "cpu":
+            import torch  # here: this file has no other use for it
+
+            if not getattr(torch, self.device).is_available():
+                raise ValueError(f"--device must be one that this machine has, got {self.device}")
+        if self.capture_video:
+            try:
+                (env := self.make_env(render_mode="rgb_array")).reset()
+                env.render()
+            except gym.error.Error as error:
+                raise ValueError(f"--capture-video needs an environment that can be drawn: {error}") from None
+
+    def _given(self) -> dict[str, Any]:
+        """The flags but --env-id that were given, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(EnvArgs)[1:]}
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
     def _kwargs(self, changes: dict[str, Any]) -> dict[str, Any]:
-        flags = self.grid_flags()
-        kwargs = {"size" if name == "grid_size" else name: value for name, value in flags.items()}
-        if self.max_episode_steps is not None:
-            kwargs["max_episode_steps"] = self.max_episode_steps
-        return kwargs | changes
+        return {name.removeprefix("grid_"): value for name, value in self._given().items()} | changes
 
     def make_env(self, flatten: bool = True, **changes: Any) -> gym.Env:
         """One environment in its time limit; `changes` are arguments of gym.make that replace flags.

@@ -1,0 +1,128 @@
+"""The maths of dqn.py by hand, and the transitions that it stores."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_log
+
+import dqn
+
+
+def test_target_bootstraps_through_the_time_limit_but_not_through_termination():
+    reward, terminated = torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0])  # a truncated transition has terminated 0
+    next_q = torch.tensor([[2.0, 4.0], [2.0, 4.0]])
+    assert dqn.td_target(reward, terminated, next_q, 0.5).tolist() == [3.0, 1.0]
+
+
+def test_target_takes_the_largest_value_of_each_row():
+    next_q = torch.tensor([[1.0, -2.0], [-7.0, -5.0]])
+    assert dqn.td_target(torch.zeros(2), torch.zeros(2), next_q, 0.9).tolist() == pytest.approx([0.9, -4.5])
+
+
+def test_no_gradient_reaches_the_target():
+    next_q = torch.ones(1, 2, requires_grad=True)
+    assert not dqn.td_target(torch.zeros(1), torch.zeros(1), next_q, 0.9).requires_grad
+
+
+def test_loss_is_the_mean_huber_loss_of_the_taken_actions():
+    # errors 0.5 (quadratic: 0.125) and 3 (linear: 3 - 0.5); a (B, 1) - (B,) broadcast would average four pairs
+    q = torch.tensor([[1.5, 9.0], [9.0, 4.0]], requires_grad=True)
+    loss = dqn.td_loss(q, torch.tensor([0, 1]), torch.tensor([1.0, 1.0]))
+    assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
+    loss.backward()
+    assert q.grad.tolist() == [[0.25, 0.0], [0.0, 0.5]]  # clipped to 1 before the mean, zero for other actions
+
+
+@pytest.mark.parametrize(("step", "value"), [(0, 1.0), (5, 0.75), (10, 0.5), (99, 0.5)])
+def test_schedule_visits_both_ends(step, value):
+    assert dqn.linear_schedule(1.0, 0.5, 10, step) == pytest.approx(value)
+
+
+def test_schedule_of_no_length_is_at_its_end():
+    assert dqn.linear_schedule(1.0, 0.1, 0, 0) == 0.1
+
+
+@pytest.mark.parametrize("stride", [1, 3, 4, 10, 25])
+@pytest.mark.parametrize("every", [1, 4, 10])
+def test_times_due_counts_every_multiple_once(stride, every):
+    steps = range(stride, 1_000 * stride + 1, stride)
+    assert sum(dqn.times_due(step, every, stride) for step in steps) == 1_000 * stride // every
+
+
+def test_buffer_overwrites_the_oldest_and_keeps_transitions_whole():
+    buffer, rng = dqn.ReplayBuffer(5, obs_dim=2), np.random.default_rng(0)
+    for first in range(0, 9, 3):  # transitions 0 .. 8, three at a time: 4 .. 8 remain
+        number = np.arange(first, first + 3)
+        obs = np.stack([number, number], axis=1)
+        buffer.add(obs, number, number * 0.5, obs + 1, number % 2)
+    assert len(buffer) == 5
+    obs, action, reward, next_obs, terminated = buffer.sample(400, rng)
+    assert set(action.tolist()) == {4, 5, 6, 7, 8}
+    assert torch.equal(obs, action.float()[:, None].expand(-1, 2))
+    assert torch.equal(next_obs, obs + 1)
+    assert torch.equal(reward, action * 0.5)
+    assert torch.equal(terminated, (action % 2).float())
+
+
+def test_sampling_is_uniform():
+    buffer = dqn.ReplayBuffer(10, obs_dim=1)
+    buffer.add(np.zeros((10, 1)), np.arange(10), np.zeros(10), np.zeros((10, 1)), np.zeros(10))
+    counts = np.bincount(buffer.sample(20_000, np.random.default_rng(0))[1], minlength=10)
+    assert ((counts - 2_000) ** 2 / 2_000).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+
+
+def stored(args, monkeypatch) -> dqn.ReplayBuffer:
+    """The replay buffer at the end of a run."""
+    buffers = []
+    make = dqn.ReplayBuffer.__init__
+    monkeypatch.setattr(dqn.ReplayBuffer, "__init__", lambda self, *a: (make(self, *a), buffers.append(self))[0])
+    dqn.train(args)
+    return buffers[0]
+
+
+def test_stored_transitions_are_those_of_the_environment(short_args, monkeypatch, tmp_path):
+    """No autoreset artefact: none starts at a terminal observation, none leads from an episode's end to a start."""
+    args = short_args("dqn", max_episode_steps=9, grid_size=4, total_timesteps=2_000)
+    grid, buffer = args.make_env().unwrapped, stored(args, monkeypatch)
+    n = len(buffer)
+    state, next_state = buffer.obs[:n].argmax(1).numpy(), buffer.next_obs[:n].argmax(1).numpy()
+    action, terminated = buffer.action[:n].numpy(), buffer.terminated[:n].numpy()
+    assert not grid.terminal[state].any()
+    assert (next_state == grid.next_state[state, action]).all()
+    assert np.allclose(buffer.reward[:n], grid.reward[state, action])
+    assert (terminated == grid.terminal[next_state]).all()
+    assert terminated.any()  # some episodes met the goal, and some were cut:
+    assert any(
+        value == pytest.approx(-0.9) for _, value in read_log(next(tmp_path.iterdir()))["charts/episodic_return"]
+    )
+
+
+def test_environment_reset_next_step_would_be_noticed(short_args, monkeypatch):
+    """The same check on Gymnasium's other envs, whose vector form is told SAME_STEP: FrozenLake's holes and goal."""
+    args = short_args("dqn", env_id="FrozenLake-v1", grid_size=None, total_timesteps=2_000)
+    table, buffer = args.make_env().unwrapped.P, stored(args, monkeypatch)
+    n = len(buffer)
+    for s, a, next_s, end in zip(
+        buffer.obs[:n].argmax(1).tolist(), buffer.action[:n].tolist(), buffer.next_obs[:n].argmax(1).tolist(),
+        buffer.terminated[:n].tolist(), strict=True
+    ):  # fmt: skip
+        assert (next_s, bool(end)) in {(outcome[1], outcome[3]) for outcome in table[s][a]}
+        assert not all(outcome[1] == s and outcome[3] for outcome in table[s][a])
+
+
+def test_target_network_changes_only_when_copied(short_args, monkeypatch):
+    """With copies every 400 steps, the target's output for an observation changes at most 1 200 / 400 = 3 times."""
+    seen, probe = [], torch.eye(25)
+    td_target, copy = dqn.td_target, torch._foreach_copy_
+    copied = []
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, source: (copied.append(to), copy(to, source)))
+
+    def spy(reward, terminated, next_q, gamma):
+        if copied:
+            seen.append(tuple((probe @ copied[0][0].T).sum(1).tolist()))
+        return td_target(reward, terminated, next_q, gamma)
+
+    monkeypatch.setattr(dqn, "td_target", spy)
+    dqn.train(short_args("dqn", target_network_frequency=400))
+    assert len(copied) == 3
+    assert len(set(seen)) == 2  # after the first and the second copy; the third comes with the last step

@@ -1,0 +1,136 @@
+"""The maths of options_critic.py by hand and by finite differences."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_log
+
+import options_critic
+
+
+def test_value_upon_arrival_mixes_going_on_and_choosing_anew():
+    next_q = torch.tensor([[2.0, 6.0], [2.0, 6.0], [2.0, 6.0]])
+    next_beta = torch.tensor([[0.25, 0.9], [0.25, 0.9], [1.0, 0.0]])
+    option = torch.tensor([0, 1, 0])  # 0.75 * 2 + 0.25 * 6; going on with the best option; ending for certain
+    assert options_critic.value_upon_arrival(next_q, next_beta, option).tolist() == pytest.approx([3.0, 6.0, 6.0])
+
+
+def test_target_bootstraps_through_the_time_limit_but_not_through_termination():
+    target = options_critic.option_target(
+        torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]), torch.tensor([4.0, 4.0]), 0.5
+    )
+    assert target.tolist() == [3.0, 1.0]
+
+
+def test_no_gradient_reaches_the_target():
+    value = torch.ones(1, requires_grad=True)
+    assert not options_critic.option_target(torch.zeros(1), torch.zeros(1), value, 0.9).requires_grad
+
+
+def test_pick_takes_the_entries_of_each_rows_option():
+    values = torch.arange(12.0).view(2, 3, 2)
+    assert options_critic.pick(values, torch.tensor([2, 0])).tolist() == [[4.0, 5.0], [6.0, 7.0]]
+
+
+def test_policy_loss_is_minus_log_probability_times_advantage():
+    log_prob = torch.tensor([-1.0, -2.0], requires_grad=True)
+    q = torch.tensor([1.0, 1.0], requires_grad=True)
+    loss = options_critic.policy_loss(log_prob, torch.tensor([3.0, 0.0]), q)
+    assert loss.item() == pytest.approx(-(-1.0 * 2.0 + -2.0 * -1.0) / 2)
+    loss.backward()
+    assert log_prob.grad.tolist() == [-1.0, 0.5]  # a good action is made likelier by descent
+    assert q.grad is None
+
+
+def test_termination_loss_by_hand():
+    next_q = torch.tensor([[2.0, 6.0], [2.0, 6.0], [2.0, 6.0]], requires_grad=True)
+    next_beta = torch.tensor([[0.5, 0.25], [0.5, 0.25], [0.5, 0.25]], requires_grad=True)
+    option, terminated = torch.tensor([0, 1, 0]), torch.tensor([0.0, 0.0, 1.0])
+    loss = options_critic.termination_loss(next_beta, next_q, option, terminated, cost=0.5)
+    assert loss.item() == pytest.approx((0.5 * (2 - 6 + 0.5) + 0.25 * (0 + 0.5) + 0.0) / 3)
+    loss.backward()
+    assert next_q.grad is None  # the advantage is a constant of this loss
+    # descent raises beta of the worse option, lowers that of the best one, and leaves the terminated row alone
+    assert next_beta.grad.flatten().tolist() == pytest.approx([-3.5 / 3, 0, 0, 0.5 / 3, 0, 0])
+
+
+def test_gradient_of_the_termination_logit():
+    """d loss / d logit = beta (1 - beta) (A + xi) / B."""
+    logit = torch.tensor([[0.3, -1.2]], dtype=torch.float64, requires_grad=True)
+    next_q = torch.tensor([[1.0, 4.0]], dtype=torch.float64)
+    options_critic.termination_loss(logit.sigmoid(), next_q, torch.tensor([0]), torch.zeros(1), 0.1).backward()
+    beta = logit[0, 0].sigmoid().item()
+    assert logit.grad[0].tolist() == pytest.approx([beta * (1 - beta) * (1.0 - 4.0 + 0.1), 0.0])
+
+
+def test_intra_option_policy_gradient_by_finite_differences():
+    """E_pi[-d policy_loss / d theta] equals the derivative of sum_a pi(a) Q_U(a), whatever the baseline."""
+    theta = torch.tensor([0.2, -0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    q_u, q = torch.tensor([1.0, 3.0, -2.0], dtype=torch.float64), torch.full((3,), 0.7, dtype=torch.float64)
+    pi = theta.softmax(0).detach()
+    loss = sum(
+        p * options_critic.policy_loss(theta.log_softmax(0)[a : a + 1], q_u[a : a + 1], q[:1]) for a, p in enumerate(pi)
+    )
+    (gradient,) = torch.autograd.grad(-loss, theta)
+    step = 1e-6
+    for i in range(3):
+        shift = torch.zeros(3, dtype=torch.float64)
+        shift[i] = step
+        value = [((theta.detach() + sign * shift).softmax(0) * q_u).sum().item() for sign in (1, -1)]
+        assert gradient[i].item() == pytest.approx((value[0] - value[1]) / (2 * step), abs=1e-6)
+
+
+def test_each_loss_reaches_its_own_part_of_the_network():
+    torch.manual_seed(0)
+    network = options_critic.OptionCritic(obs_dim=6, n_actions=4, n_options=3)
+    obs, option = torch.rand(5, 6), torch.tensor([0, 1, 2, 0, 1])
+
+    def reached(loss):
+        names = [name for name, _ in network.named_parameters()]
+        gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        return {name.split(".")[0] for name, g in zip(names, gradients, strict=True) if g is not None and g.any()}
+
+    (log_pi, beta), q = network.act(obs), network.q(obs)
+    assert log_pi.shape == (5, 3, 4)
+    assert beta.shape == q.shape == (5, 3)
+    assert torch.allclose(log_pi.exp().sum(2), torch.ones(5, 3))
+    assert reached(options_critic.termination_loss(beta, q, option, torch.zeros(5), 0.1)) == {"termination_head"}
+    assert reached(options_critic.policy_loss(log_pi[:, 0, 0], torch.ones(5), q[:, 0])) == {"actor", "policy_head"}
+    target = options_critic.option_target(
+        torch.zeros(5), torch.zeros(5), options_critic.value_upon_arrival(q, beta, option), 0.9
+    )
+    loss = torch.nn.functional.mse_loss(options_critic.pick(q, option), target)
+    assert reached(loss) == {"critic", "q_head"}
+
+
+def test_actions_are_drawn_from_the_policy_and_options_go_on_until_they_end(short_args, monkeypatch):
+    """Rows of the rollout: an option changes only where beta or an episode's end stopped it."""
+    seen = []
+    loss = options_critic.termination_loss
+    monkeypatch.setattr(options_critic, "termination_loss", lambda *a: (seen.append(a), loss(*a))[1])
+    monkeypatch.setattr(options_critic.OptionCritic, "act", never_ending(options_critic.OptionCritic.act), raising=True)
+    options_critic.train(short_args("options_critic", num_envs=1, num_steps=20, total_timesteps=400, grid_size=4))
+    option = torch.cat([a[2] for a in seen]).numpy()
+    ended = torch.cat([a[3] for a in seen]).numpy() == 1
+    # With beta = 0, only an episode's end (here: termination, the limit of 64 steps aside) lets the option change.
+    changed = np.flatnonzero(option[1:] != option[:-1])
+    cut = np.flatnonzero(ended)
+    assert len(cut) > 0
+    assert all(i in cut or i >= 63 for i in changed)
+
+
+def never_ending(act):
+    def patched(self, obs):
+        log_pi, beta = act(self, obs)
+        return log_pi, beta * 0.0
+
+    return patched
+
+
+def test_log_says_how_options_are_used(short_args, tmp_path):
+    options_critic.train(short_args("options_critic", num_options=3))
+    log = read_log(next(tmp_path.iterdir()))
+    assert sum(log[f"options/usage_{k}"][-1][1] for k in range(3)) == pytest.approx(1.0)
+    assert log["options/length"][-1][1] >= 1.0
+    assert all(f"options/alone_score_{k}" in log for k in range(3))
+    assert "pictures/options" in log["images"]

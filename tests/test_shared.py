@@ -1,0 +1,316 @@
+"""What every script has in common: the shared block, flags, logs, determinism, bad input, interruptions."""
+
+import ast
+import dataclasses
+import importlib
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, SHORT, read_log
+
+import gridworld
+
+RULE = "# " + "-" * 77 + " "
+TAGS = (
+    "charts/episodic_return charts/episodic_length charts/SPS eval/return eval/length eval/success eval/score "
+    "system/wall_time_s system/peak_memory_mb run/completed"
+).split()
+RUN_FLAGS = "seed log_dir exp_name eval_every eval_episodes device save_model capture_video total_timesteps".split()
+
+
+def shared_block(name: str) -> str:
+    sections = (ROOT / f"{name}.py").read_text().split(RULE)
+    return next(section for section in sections if section.startswith("shared by every script"))
+
+
+def test_shared_blocks_are_one_text():
+    assert len({shared_block(name) for name in SCRIPTS}) == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_imports_nothing_local_but_gridworld(name):
+    tree = ast.parse((ROOT / f"{name}.py").read_text())
+    imported = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    imported |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    local = {path.stem for path in ROOT.glob("*.py")}
+    assert imported & local == {"gridworld"}
+
+
+def documented(name: str) -> dict[str, tuple[str, str | None]]:
+    """{flag: (type, description)} of the dataclass of a script's flags."""
+    body = next(
+        node.body
+        for node in ast.parse((ROOT / f"{name}.py").read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in ("Args", "EnvArgs")
+    )
+    pairs = [(node, after) for node, after in itertools.pairwise(body) if isinstance(node, ast.AnnAssign)]
+    return {
+        node.target.id: (ast.unparse(node.annotation), getattr(getattr(after, "value", None), "value", None))
+        for node, after in pairs
+    }
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "gridworld", "evaluate"])
+def test_every_flag_is_documented(name):
+    assert [flag for flag, (_, text) in documented(name).items() if not str(text).endswith(".")] == []
+
+
+def test_run_flags_are_described_alike():
+    said = {flag: {documented(name)[flag] for name in SCRIPTS} for flag in RUN_FLAGS}
+    assert {flag: texts for flag, texts in said.items() if len(texts) > 1} == {}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_script_is_longer_than_a_person_reads(name):
+    assert len((ROOT / f"{name}.py").read_text().splitlines()) <= 450
+
+
+def weights_and_log(script, args):
+    """The trained weights and the scalars that do not depend on the clock."""
+    before = set(args.log_dir.glob("*"))
+    network = importlib.import_module(script).train(args)
+    (folder,) = set(args.log_dir.glob("*")) - before
+    clock = ("system/", "charts/SPS", "about", "images")
+    log = {tag: values for tag, values in read_log(folder).items() if not tag.startswith(clock)}
+    return torch.cat([p.detach().flatten() for p in network.parameters()]), log
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_same_seed_same_run_and_evaluation_is_invisible(script, short_args):
+    weights, log = weights_and_log(script, short_args(script))
+    again, log_again = weights_and_log(script, short_args(script))
+    assert torch.equal(weights, again)
+    assert log == log_again
+    unseen, log_unseen = weights_and_log(script, short_args(script, eval_every=0))
+    assert torch.equal(weights, unseen)
+    assert len(log["eval/return"]) > len(log_unseen["eval/return"]) == 1
+    other, _ = weights_and_log(script, short_args(script, seed=2))
+    assert not torch.equal(weights, other)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_threads_do_not_change_a_run(script, tmp_path):
+    weights = []
+    for threads in "12":
+        folder = tmp_path / threads
+        run_script(script, "--log-dir", folder, "--save-model", env={"OMP_NUM_THREADS": threads})
+        (model,) = folder.glob("*/model.pt")
+        state = torch.load(model, weights_only=True)
+        weights.append(torch.cat([value.flatten() for value in state.values()]))
+    assert torch.equal(*weights)
+
+
+def flags(script):
+    short = {"grid_size": 4, "eval_episodes": 2} | SHORT[script]
+    return [part for name, value in short.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def run_script(script, *arguments, env=None, defaults=True):
+    command = [sys.executable, f"{script}.py", *(flags(script) if defaults else ()), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_run_from_the_shell(script, tmp_path):
+    """The contract of folder, tags, pictures, model, video and the last line."""
+    result = run_script(script, "--log-dir", tmp_path, "--save-model", "--capture-video", "--seed", 3)
+    assert result.returncode == 0, result.stderr
+    (folder,) = tmp_path.iterdir()
+    assert re.fullmatch(rf"GridWorld-v0__{script}__3__\d+", folder.name)
+    log = read_log(folder)
+    assert set(TAGS) <= set(log)
+    steps = log["run/completed"][0][1]
+    assert SHORT[script]["total_timesteps"] <= steps == log["eval/score"][-1][0]
+    assert log["about"]["args"]["grid_size"] == 4
+    assert log["about"]["versions"]["torch"] == torch.__version__
+    assert log["about"]["optimal_return"] == pytest.approx(9.5)
+    assert {"model.pt", "video.gif"} <= {path.name for path in folder.iterdir()}
+    assert "video" in log["images"]
+    assert any(tag.startswith("pictures/") for tag in log["images"])
+    assert any(tag.startswith("losses/") for tag in log)
+    assert result.stdout.count("\n") == 1
+    assert f"{script} on GridWorld-v0: {steps:.0f} steps" in result.stdout
+    assert str(folder) in result.stdout
+    assert "score" in result.stderr  # the progress bar
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gamma", "nan"], ["--gamma", "between 0 and 1", "nan"]),
+        (["--gamma", "1.5"], ["--gamma", "between 0 and 1", "1.5"]),
+        (["--total-timesteps", "-1"], ["--total-timesteps", "1", "-1"]),
+        (["--seed", "-1"], ["--seed", "0", "-1"]),
+        (["--layout", "nowhere"], ["--layout", "nowhere"]),
+        (["--grid-size", "1"], ["--grid-size", "2", "1"]),
+        (["--grid-size", "8", "--env-id", "CartPole-v1"], ["--grid-size", "CartPole-v1"]),
+        (["--env-id", "Pendulum-v1"], ["--env-id", "discrete"]),
+        (["--env-id", "Nowhere-v0"], ["--env-id", "Nowhere"]),
+        (["--exp-name", "a/b"], ["--exp-name", "a/b"]),
+        (["--device", "cuda"], ["--device", "cuda"]),
+        (["--log-dir", "/dev/null/runs"], ["--log-dir", "/dev/null/runs"]),
+        (["--no-such-flag"], ["--no-such-flag"]),
+        (["--learning-rate", "fast"], ["--learning-rate", "fast"]),
+    ],
+)
+def test_bad_input_ends_in_one_box_and_no_run(script, arguments, words, tmp_path, monkeypatch, capsys):
+    if arguments == ["--device", "cuda"] and torch.cuda.is_available():
+        arguments, words = ["--device", "tpu"], ["--device", "tpu"]
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(script)
+    import tyro
+
+    with pytest.raises(SystemExit) as exit_info:
+        tyro.cli(module.Args, args=arguments)
+    assert exit_info.value.code == 2
+    box = re.sub(r"[│\s]+", " ", capsys.readouterr().err)
+    assert all(word in box for word in words), box
+    assert "Traceback" not in box
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_from_the_shell(tmp_path):
+    result = run_script("dqn", "--gamma", "nan", "--log-dir", tmp_path / "runs", defaults=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_leaves_a_readable_partial_log(script, kill, tmp_path):
+    command = [
+        sys.executable,
+        f"{script}.py",
+        "--grid-size",
+        "5",
+        "--log-dir",
+        str(tmp_path),
+        "--total-timesteps",
+        "10000000",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = wait_for(lambda: next(tmp_path.iterdir(), None))
+    wait_for(lambda: len(read_log(folder).get("charts/episodic_return", ())) > 20)
+    time.sleep(1.5)  # what is older than a second is on disk
+    seen = read_log(folder)["charts/episodic_return"][-1][0]
+    process.send_signal(kill)
+    _, errors = process.communicate(timeout=30)
+    log = read_log(folder)
+    assert "run/completed" not in log
+    assert log["charts/episodic_return"][-1][0] >= seen
+    if kill != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        assert f"partial log in {folder}" in errors
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if value := condition():
+                return value
+        except (KeyError, IndexError):  # the log is not that far yet
+            pass
+        time.sleep(0.2)
+    raise TimeoutError
+
+
+def test_two_runs_of_one_second_have_two_folders(short_args, monkeypatch, tmp_path):
+    import dqn
+
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    args = short_args("dqn", total_timesteps=200)
+    dqn.train(args)
+    dqn.train(args)
+    assert sorted(path.name[-10:] for path in tmp_path.iterdir()) == ["1700000000", "1700000001"]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1", "Taxi-v4"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_other_environments(script, env_id, short_args, tmp_path):
+    importlib.import_module(script).train(short_args(script, env_id=env_id, grid_size=None))
+    log = read_log(next(tmp_path.iterdir()))
+    assert ("eval/score" in log) == (env_id != "CartPole-v1")  # CartPole has no table to solve
+    assert "eval/return" in log
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"layout": "key_door", "grid_size": 5},
+        {"observation": "coords", "slip": 0.2, "random_start": True},
+        {"observation": "index", "random_goal": True, "grid_size": 3},
+        {"layout": "....\n.S#.\n.#.X\n...G\n", "grid_size": None},
+    ],
+)
+def test_other_tasks(script, task, short_args, tmp_path):
+    importlib.import_module(script).train(short_args(script, **task))
+    log = read_log(next(tmp_path.iterdir()))
+    assert "eval/score" in log
+    assert any(tag.startswith("pictures/") for tag in log["images"])
+
+
+def make_run(args):
+    import dqn
+
+    return dqn.Run(args)
+
+
+def test_play_scores_the_task_alone(short_args):
+    """Each environment counts one episode; an optimal and a looping policy have the returns worked out by hand."""
+    args = short_args("dqn", eval_episodes=3, grid_size=4)
+    with make_run(args) as run:
+        q = gridworld.solve(run.env)
+        best = run.play(lambda obs, start: q[obs.argmax(axis=1)].argmax(axis=1))
+        assert best == pytest.approx({"return": 9.5, "length": 6, "success": 1, "score": 1})
+        stuck = run.play(lambda obs, start: np.zeros(len(obs), int))
+        assert stuck["return"] == pytest.approx(-6.4)  # 4 x 4 x 4 steps
+        assert stuck["success"] == 0
+
+
+def test_play_tells_a_policy_where_episodes_start(short_args):
+    with make_run(short_args("dqn", eval_episodes=2, max_episode_steps=3)) as run:
+        starts = []
+        run.play(lambda obs, start: (starts.append(start.tolist()), np.zeros(len(obs), int))[1])
+    assert starts == [[True, True], [False, False], [False, False]]
+
+
+def test_episodes_are_logged_whole(short_args, tmp_path):
+    """Two environments; the second's episode ends one step later. Each is logged at its end, then counted anew."""
+    with make_run(short_args("dqn")) as run:
+        run.record(2, np.array([1.0, 2.0]), np.array([False, False]))
+        run.record(4, np.array([1.0, 2.0]), np.array([True, False]))
+        run.record(6, np.array([5.0, 2.0]), np.array([True, True]))
+    log = read_log(next(tmp_path.iterdir()))
+    assert log["charts/episodic_return"] == [(4, 2.0), (6, 5.5)]  # at 6: the mean of 5 and 2 + 2 + 2
+    assert log["charts/episodic_length"] == [(4, 2.0), (6, 2.0)]
+
+
+def test_saved_model_is_the_trained_one(short_args, tmp_path):
+    import dqn
+
+    network = dqn.train(short_args("dqn", save_model=True))
+    (model,) = tmp_path.glob("*/model.pt")
+    state = torch.load(model, weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert not list(tmp_path.glob("*/*.tmp"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_arguments_cannot_be_changed_behind_a_run(script, short_args):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        short_args(script).seed = 3
