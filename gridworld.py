@@ -257,7 +257,7 @@ class GridWorldEnv(gym.Env):
             line, column = self.cells[cell[stuck.argmax()]] + 1
             raise ValueError(f"{source}, line {line}, column {column}: the goal cannot be reached from this start")
         if random_start:
-            is_start = ~self.terminal & (key == 0) & ~np.isin(self.symbol[cell], ["K", "D"])
+            is_start = (key == 0) & ~np.isin(self.symbol[cell], ["K", "D"])
         self.start_states = np.flatnonzero(is_start & ~self.terminal & solvable)
         self.initial_state_distrib = np.bincount(self.start_states, minlength=self.n_states) / len(self.start_states)
 
@@ -275,9 +275,12 @@ class GridWorldEnv(gym.Env):
             return cells
         if self.observation == "coords":
             return self.coordinates.take(cells, axis=0)
-        one_hot = np.zeros((np.size(cells), len(self.cells)), np.float32)
-        one_hot[np.arange(len(one_hot)), np.ravel(cells)] = 1.0
-        return one_hot.reshape(*np.shape(cells), len(self.cells))
+        one_hot = np.zeros((*np.shape(cells), len(self.cells)), np.float32)
+        if one_hot.ndim == 1:
+            one_hot[cells] = 1.0
+        else:
+            one_hot.reshape(-1)[np.arange(0, one_hot.size, len(self.cells)) + np.ravel(cells)] = 1.0
+        return one_hot
 
     def observe(self, states: np.ndarray | int) -> Any:
         """The observations of states, in fresh arrays: () or (N,) int -> (D,) or (N, D) float32; `index` as is."""
@@ -433,9 +436,10 @@ class GridWorldVectorEnv(gym.vector.VectorEnv):
         if grid.slip > 0:
             u = self._uniform(np.arange(self.num_envs))[:, None]
             actions = (u >= grid.cumulative[self.states, actions]).sum(axis=1)
-        reward, self.states = grid.reward[self.states, actions], grid.next_state[self.states, actions]
+        move = 4 * self.states + actions
+        reward, self.states = grid.reward.take(move), grid.next_state.take(move)
         self._elapsed += 1
-        terminated, truncated = grid.terminal[self.states], self._elapsed >= self.max_episode_steps
+        terminated, truncated = grid.terminal.take(self.states), self._elapsed >= self.max_episode_steps
         info: dict[str, Any] = {}
         if (over := terminated | truncated).any():
             envs, final_obs = np.flatnonzero(over), np.full(self.num_envs, None, dtype=object)
@@ -525,7 +529,9 @@ def draw(env: gym.Env, panels: dict[str, tuple[np.ndarray, np.ndarray | None, Sc
     maps = [(title, *panel, key) for title, panel in panels.items() for key in range(grid.n_keys)]
     columns = min(len(maps), 3)
     lines = -(-len(maps) // columns)
-    figure = Figure((4.4 * columns, 4.4 * lines * max(0.5, min(1.3, grid.rows / grid.cols))), layout="constrained")
+    height = 4.4 * max(0.5, min(1.3, grid.rows / grid.cols))
+    height += 0.125 * max(len(scale) if isinstance(scale, list) else 0 for *_, scale in panels.values())  # the legend
+    figure = Figure((4.4 * columns, height * lines), layout="constrained")
     for i, (title, values, policy, scale, key) in enumerate(maps):
         axes = figure.add_subplot(lines, columns, i + 1, xticks=[], yticks=[])
         axes.set_title(title if grid.n_keys == 1 else f"{title}, {('no key', 'key held')[key]}", fontsize=10)

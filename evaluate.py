@@ -1,0 +1,451 @@
+"""Compare the algorithms: read the runs' TensorBoard logs, rank what the intervals separate, write a report.
+
+Paper: Agarwal et al. (2021), arXiv:2108.13264: interquartile means, with bootstrap intervals over seeds.
+Run:   python evaluate.py --train --seeds 5    trains what is missing in runs/, then writes report/index.html
+       python evaluate.py                      only reads and writes
+Only the event files count: a run's algorithm, task and seed are what it logged, whatever its folder is called.
+"""
+
+import csv
+import dataclasses
+import html
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from subprocess import DEVNULL, Popen
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import tyro
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+ALGORITHMS = ("dqn", "dyna_q", "model_based", "world_model", "per_aux_dqn")
+ALGORITHMS += ("transfer", "curriculum", "options_critic", "feudal", "her")
+TASKS = {"empty-5": "--grid-size 5", "empty-8": "--grid-size 8", "empty-16": "--grid-size 16"}
+TASKS |= {"four_rooms-13": "--layout four_rooms --grid-size 13", "key_door-8": "--layout key_door --grid-size 8"}
+TASKS |= {"maze-11": "--layout maze --grid-size 11"}
+SOLVED, KEPT = 0.99, 0.95  # a final score that counts as solved; a score to be reached and kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Compare the runs in a folder; with --train, first run what is missing there."""
+
+    log_dir: Path = Path("runs")
+    """Folder of the runs; all event files below it are read."""
+    report_dir: Path = Path("report")
+    """Folder for index.html, report.md with its figures, results.csv and summary.json, overwritten each time."""
+    train: bool = False
+    """First train each algorithm on each task with each seed of which the logs hold no complete run."""
+    algorithms: tuple[str, ...] = tuple(name for name in ALGORITHMS if (HERE / f"{name}.py").is_file())
+    """With --train: scripts beside this one, without .py."""
+    tasks: tuple[str, ...] = ("empty-8", "four_rooms-13")
+    """With --train: some of empty-5, empty-8, empty-16, four_rooms-13, key_door-8, maze-11."""
+    seeds: int = 5
+    """With --train: seeds 1 to this; with fewer than 10 the intervals are rough."""
+    jobs: int = os.cpu_count() or 1
+    """With --train: runs at once, each a process of one thread."""
+
+    def __post_init__(self) -> None:
+        for name, high in ("seeds", 10_000), ("jobs", 1_000):
+            if not 1 <= (value := getattr(self, name)) <= high:
+                raise ValueError(f"--{name} must be between 1 and {high}, got {value}")
+        scripts = {path.stem for path in HERE.glob("*.py")} - {"evaluate", "gridworld"}
+        for name, known in ("algorithms", scripts), ("tasks", set(TASKS)):
+            unknown = sorted(set(getattr(self, name)) - known)
+            if unknown or not getattr(self, name):
+                raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown) or 'none'}")
+        for name in "log_dir", "report_dir":
+            if getattr(self, name).is_file():
+                raise ValueError(f"--{name.replace('_', '-')} must be a folder, got the file {getattr(self, name)}")
+
+
+# ----------------------------------------------------------------------------- statistics
+# Pure functions; samples are over seeds, never over episodes.
+
+
+def kept_score(score: np.ndarray) -> float:
+    """The lowest score of the last fifth of the evaluations (at least one): (T,) -> float, NaN if T = 0."""
+    return float(np.min(score[-max(1, len(score) // 5) :])) if len(score) else np.nan
+
+
+def steps_to_kept(steps: np.ndarray, score: np.ndarray, threshold: float = KEPT) -> float:
+    """The first steps[t] with score[u] >= threshold for all u >= t: (T,), (T,) -> float, inf if there is none."""
+    below = np.flatnonzero(~(np.float32(score) >= threshold))  # as it was logged: 0.95 is not below 0.95
+    first = below[-1] + 1 if len(below) else 0
+    return float(steps[first]) if first < len(steps) else np.inf
+
+
+def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Interquartile mean: the mean of x without its floor(n / 4) lowest and highest values: (..., n) -> (...)."""
+    n = np.shape(x)[axis]
+    return np.sort(x, axis).take(range(n // 4, n - n // 4), axis).mean(axis)
+
+
+def bootstrap_interval(x: np.ndarray, statistic: Callable, rng: np.random.Generator, draws: int = 2_000) -> np.ndarray:
+    """statistic(x, axis) and its 95 % percentile bootstrap interval: (..., n) -> (3, ...), value, low, high.
+
+    `draws` samples of n seeds are drawn with replacement. Of their statistics in order those at 2.5 % and 97.5 % are
+    taken as they are: interpolation makes NaN next to inf, steps never reached. So is the interval if n < 2.
+    """
+    value = statistic(x, axis=-1)
+    if (n := np.shape(x)[-1]) < 2:
+        return np.stack([value, value * np.nan, value * np.nan])
+    drawn = np.sort(statistic(np.asarray(x)[..., rng.integers(n, size=(draws, n))], axis=-1), axis=-1)  # (..., draws)
+    return np.stack([value, drawn[..., int(0.025 * draws)], drawn[..., -1 - int(0.025 * draws)]])
+
+
+# ----------------------------------------------------------------------------- reading runs
+
+# How gridworld.py takes a flag that is not given, so that both ways name one task; a test compares the two files.
+DEFAULT_SIZE = {"empty": 8, "four_rooms": 13, "key_door": 8, "maze": 11, "random": 8}
+DEFAULTS = {"layout_seed": 0, "slip": 0.0, "random_start": False, "random_goal": False, "step_reward": -0.1}
+DEFAULTS |= {"goal_reward": 10.0, "trap_reward": -10.0, "max_episode_steps": None}
+# Arguments in which the runs of one algorithm on one task may differ and still be one sample.
+FREE = {*DEFAULTS, "layout", "grid_size", "exp_name", "seed", "log_dir", "device", "save_model", "capture_video"}
+STATES = ("damaged", "foreign", "empty", "not finite", "partial")  # of several the first is named
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """What the event files of one folder hold."""
+
+    folder: str
+    scalars: dict[str, np.ndarray]  # tag: (T, 2) float64, steps and values
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    algorithm: str = ""
+    task: str = ""
+    state: str = "complete"  # or why the run is not ranked
+    reason: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """A row of results.csv; NaN where the log has no such number, inf for steps that were never reached."""
+        row = {name: getattr(self, name) for name in ("folder", "algorithm", "task", "state", "reason")}
+        steps, score = self.scalars.get("eval/score", np.empty((0, 2))).T
+        row |= {"kept_score": kept_score(score), "steps_to_kept": steps_to_kept(steps, score)}
+        row |= {"seed": self.args.get("seed"), "steps": int(max((x[-1, 0] for x in self.scalars.values()), default=0))}
+        for tag in "eval/score", "eval/return", "charts/SPS", "system/wall_time_s", "system/peak_memory_mb":
+            row[tag] = float(self.scalars[tag][-1, 1]) if tag in self.scalars else np.nan
+        return row
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of a file until the first unsound record: then ValueError, or EOFError where the file is cut.
+
+    A record: length uint64, its checksum uint32, data, their checksum uint32. Most of the time goes into the checksums.
+    """
+    with open(path, "rb") as file:
+        size, offset = os.fstat(file.fileno()).st_size, 0  # what is appended from here on is not read
+        while offset < size:
+            header = file.read(12)
+            if len(header) == 12 and masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
+                raise ValueError(f"is damaged at byte {offset}: wrong checksum of a length")
+            end = offset + 16 + (length := int.from_bytes(header[:8], "little"))
+            if end > size:
+                raise EOFError(f"ends inside the record at byte {offset}")
+            data = file.read(length)
+            if masked_crc32c(data) != int.from_bytes(file.read(4), "little"):
+                raise ValueError(f"is damaged at byte {offset}: wrong checksum of a record")
+            yield Event.FromString(data)
+            offset = end
+
+
+def printable(text: Any) -> str:
+    """`text` without control characters, which could act on a terminal or break the line of a table."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def task_label(args: dict[str, Any]) -> str:
+    """The environment arguments that differ from the defaults, as a short name of the task: 'maze 11, slip 0.1'."""
+    layout = args.get("layout") or "empty"
+    parts = [f"{layout} {args.get('grid_size') or DEFAULT_SIZE.get(layout, '')}".strip()]
+    # GoalGridWorld-v0 and forms of observation do not count: how an algorithm sees the task is a part of the algorithm.
+    if args.get("env_id", "GridWorld-v0") not in ("GridWorld-v0", "GoalGridWorld-v0"):
+        parts = [args["env_id"]]
+    for name, default in DEFAULTS.items():
+        if (value := args.get(name)) is not None and value != default:
+            parts.append(name.replace("_", " ") + ("" if value is True else f" {value}"))
+    return printable(", ".join(parts))
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read the event files of a folder as far as they are sound, and judge them."""
+    columns, about, problems = {}, "", []  # {tag: [(step, value)]}, text, [(state, reason)]
+    for path in sorted(path for path in folder.glob("*tfevents*") if path.is_file()):
+        try:
+            for event in read_events(path):
+                for value in event.summary.value:
+                    if value.HasField("simple_value"):
+                        columns.setdefault(value.tag, []).append((event.step, value.simple_value))
+                    elif value.tag == "run/about/text_summary":
+                        about = b"".join(value.tensor.string_val).decode(errors="replace")
+        except EOFError as error:  # it was killed or still writes, which is nothing out of the ordinary
+            problems.append(("partial", f"{path.name} {error}"))
+        except Exception as error:  # whatever the file is, the report stands
+            problems.append(("damaged", f"{path.name} {error}"))
+    run = Run(name, {tag: np.array(pairs, float) for tag, pairs in columns.items()})
+    try:
+        args = json.loads(about.strip("`json\n"))["args"]  # from a fenced block of JSON
+        run.algorithm, run.task = printable(args["exp_name"]), task_label(args)
+        run.args = args | {"seed": int(args["seed"]), "total_timesteps": int(args["total_timesteps"])}
+        if lacks := sorted({"run/completed", "eval/return"} - set(columns)):
+            reached = f"step {run.record()['steps']} of {run.args['total_timesteps']}"
+            problems.append(("partial", f"reached {reached}, without {' and '.join(lacks)}"))
+    except Exception:  # any text may stand there
+        problems.append(("foreign" if about or columns else "empty", "no run/about of a script of this project"))
+    for tag, scalars in run.scalars.items():
+        bad = scalars[~np.isfinite(scalars[:, 1]), 0]  # (K,) steps
+        if tag.startswith(("eval/", "losses/")) and len(bad):
+            problems.append(("not finite", f"{tag} is NaN or infinite at step {bad[0]:.0f}"))
+    if problems:
+        run.state = min((state for state, _ in problems), key=STATES.index)
+        run.reason = printable("; ".join(reason for _, reason in problems))
+    return run
+
+
+def read_runs(log_dir: Path) -> list[Run]:
+    """A Run for each folder at or below `log_dir` that holds event files, or is named as if it should."""
+    folders = {path.parent for path in log_dir.rglob("*tfevents*") if path.is_file()}
+    folders |= {path for path in log_dir.rglob("*__*__*__*") if path.is_dir()}
+    return [read_run(folder, printable(folder.relative_to(log_dir).as_posix())) for folder in sorted(folders)]
+
+
+def group(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    """{key: the items that have it}, in the order of the keys' first appearance."""
+    groups = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def select(runs: list[Run]) -> list[Run]:
+    """The complete runs of the usual budget and settings, the newest of each seed; the others' state says why not."""
+    chosen = []
+    for same in group((run for run in runs if run.state == "complete"), lambda run: (run.task, run.algorithm)).values():
+        settings = {name: None for run in same for name in run.args if name not in FREE}  # total_timesteps among them
+        variants = group(same, lambda run, names=settings: repr([run.args.get(name) for name in names]))
+        usual = max(variants.values(), key=lambda runs: (len(runs), runs[0].args["total_timesteps"]))
+        for run in (run for run in same if run not in usual):
+            differ = [name for name in settings if run.args.get(name) != usual[0].args.get(name)]
+            run.state = "other budget" if "total_timesteps" in differ else "other settings"
+            run.reason = printable("unlike most: " + ", ".join(f"{name} {run.args.get(name)}" for name in differ))
+        for again in group(usual, lambda run: run.args["seed"]).values():
+            *older, newest = sorted(again, key=lambda run: int("0" + re.search("[0-9]*$", run.folder)[0]))
+            chosen.append(newest)
+            for run in older:
+                run.state, run.reason = "superseded", f"the same seed was run again: {newest.folder}"
+    return chosen
+
+
+def summarise(runs: list[Run], measure: str) -> dict[str, Any]:
+    """Statistics over the seeds of one algorithm on one task, a row of its table; intervals are [value, low, high]."""
+    of = {name: np.array([run.record()[name] for run in runs]) for name in runs[0].record()}
+    final = bootstrap_interval(of[f"eval/{measure}"], iqm, np.random.default_rng(0)).tolist()
+    to_kept = bootstrap_interval(of["steps_to_kept"], np.median, np.random.default_rng(0)).tolist()
+    row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs), f"final {measure}": final}
+    if measure == "score":
+        row |= {"worst kept": of["kept_score"].min(), "solved": np.mean(np.float32(of["eval/score"]) >= SOLVED)}
+        row |= {f"steps to {KEPT}": to_kept, "got there": int(np.isfinite(of["steps_to_kept"]).sum())}
+    row |= {"budget": runs[0].args["total_timesteps"], "seconds": np.median(of["system/wall_time_s"])}
+    return row | {"steps/s": np.median(of["charts/SPS"]), "peak MB": of["system/peak_memory_mb"].max()}
+
+
+def show(x: Any) -> str:
+    """A text, number or interval [value, low, high] as text."""
+    if isinstance(x, list):
+        return show(x[0]) + (f" ({show(x[1])} to {show(x[2])})" if np.isfinite(x[1]) else "")
+    if isinstance(x, str) or not np.isfinite(x):
+        return x if isinstance(x, str) else "–" if np.isnan(x) else "never"
+    return f"{x:,.{0 if isinstance(x, int) or abs(x) >= 100 else 3}f}"
+
+
+def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:
+    """What the intervals of row[name] carry: one algorithm apart from the others, by more than 0.001, or no winner."""
+    single = ", ".join(row["algorithm"] for row in rows if row["n"] < 2)
+    rows = [row for row in rows if row["n"] > 1]
+    said = "nothing can be said; a comparison takes two algorithms with two seeds each."
+    if len(rows) > 1:
+        best = best_of(rows, key=lambda row: row[name][0])
+        level = [row for row in rows if max(row[name][1], best[name][1]) <= min(row[name][2], best[name][2]) + 1e-3]
+        said = "; ".join(f"{row['algorithm']} {show(row[name])}" for row in level)
+        said = f"no clear winner, the intervals overlap: {said}." if level[1:] else f"{said} is ahead of the others."
+    return said + (f" Of {single}, with one seed, nothing can be said." if single and rows else "")
+
+
+# ----------------------------------------------------------------------------- report
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")  # Okabe and Ito, for the colour-blind
+INK, CARD = "#010203", "#fefdfc"  # text and ground of a figure; the page puts its own in their place
+DEFINITIONS = f"""Score: 0 is the random policy, 1 the exact optimum. n: seeds. Final: interquartile mean of the last
+score of the greedy policy, 95 % bootstrap interval. Worst kept: lowest score of the worst seed in the last fifth of its
+evaluations. Solved: share of seeds that end at {SOLVED} or more. Steps to {KEPT}: after these it was never lower,
+median and interval. Got there: seeds that did. Budget: steps of a run. Times: medians. Peak MB: the highest."""
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison of algorithms</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>:root { color-scheme: light dark }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 1rem; overflow-wrap: break-word }
+p { max-width: 45rem } svg { width: 100%; height: auto; max-width: 36rem } div { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: 0.9rem } td:last-child:nth-child(-n+5) { white-space: normal !important }
+th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.6rem; text-align: left; white-space: nowrap }</style>"""
+
+
+def draw_curves(path: Path, task: list[list[Run]], measure: str, names: list[str]) -> None:
+    """Draw eval/score or eval/return against steps: for each algorithm the IQM over seeds and its 95 % interval."""
+    style = {"text.parse_math": False, "svg.hashsalt": "", "font.size": 11, "axes.edgecolor": INK, "text.color": INK}
+    style |= {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": CARD}
+    with matplotlib.rc_context(style):
+        figure = matplotlib.figure.Figure((5, 3.2 + 0.25 * len(task)), layout="constrained", facecolor=CARD)
+        axes = figure.subplots(subplot_kw={"xlabel": "environment steps", "ylabel": f"eval/{measure}"})
+        axes.set_xscale("log")  # budgets differ by tens
+        for runs in task:
+            curves = [run.scalars[f"eval/{measure}"].T for run in runs]
+            first, last = max(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves)
+            grid = np.geomspace(max(first, 1), max(last, 1), 200 if first < last else 1)
+            values = np.stack([np.interp(grid, steps, y) for steps, y in curves], axis=-1)  # (points, n)
+            value, low, high = bootstrap_interval(values, iqm, np.random.default_rng(0), draws=400)
+            number, label = names.index(runs[0].algorithm), f" {runs[0].algorithm[:50]} (n = {len(runs)})"
+            colour, dashes = COLOURS[number % 6], ("-", "--", ":", "-.")[number // 6 % 4]
+            axes.plot(grid, value, dashes, color=colour, label=label, marker="." if len(grid) == 1 else "")
+            axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
+        for height, name in ((1, "optimal"), (0, "random")) if measure == "score" else ():
+            axes.axhline(height, color=INK, linewidth=0.8, linestyle=":")
+            axes.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+        figure.legend(loc="outside lower left", frameon=False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:
+    """Page and Markdown of blocks (h1, h2 or p, text), (table, rows), (figure, SVG file); texts are escaped here."""
+    page, markdown = [PAGE], []
+    for kind, content in blocks:
+        rows = [[html.escape(cell) for cell in row] for row in (content if kind == "table" else [[str(content)]])]
+        plain = [[re.sub(r"([\\`*\[\]|])", r"\\\1", cell) for cell in row] for row in rows]
+        if kind == "figure":
+            svg = content.read_text(encoding="utf-8").replace(INK, "currentColor").replace(CARD, "none")
+            page.append(svg[svg.index("<svg") :])
+            markdown.append(f"![learning curves]({content.name})")
+        elif kind == "table":
+            lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+            page.append(f"<div><table><tr>{'<tr>'.join([lines[0].replace('td>', 'th>'), *lines[1:]])}</table></div>")
+            lines = [f"| {' | '.join(row)} |" for row in plain]
+            markdown.append("\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]))
+        else:
+            page.append(f"<{kind}>{rows[0][0]}</{kind}>")
+            markdown.append({"h1": "# ", "h2": "## ", "p": ""}[kind] + plain[0][0])
+    return {"index.html": "\n".join(page), "report.md": "\n\n".join(markdown) + "\n"}
+
+
+def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[str, str]) -> list[dict[str, Any]]:
+    """Write the report's files; returns the rows of all its tables."""
+    args.report_dir.mkdir(parents=True, exist_ok=True)
+    head, blocks, summary = list(Run("", {}).record()), [("h1", "Comparison of algorithms")], []
+    blocks += [("p", f"{len(chosen)} of {len(runs)} runs in {printable(args.log_dir)} are ranked, the rest is listed.")]
+    for number, (task, members) in enumerate(sorted(group(chosen, lambda run: run.task).items())):
+        measure = "score" if all("eval/score" in run.scalars for run in members) else "return"
+        algorithms, names = group(members, lambda run: run.algorithm), sorted({run.algorithm for run in chosen})
+        rows = [summarise(same, measure) for same in algorithms.values()]
+        rows.sort(key=lambda row: (-row[f"final {measure}"][0], row.get(f"steps to {KEPT}", [0])[0], row["algorithm"]))
+        said = "The optimum of this task is not known: the return stands in for the score."
+        if measure == "score":
+            said = f"Steps to a kept score of {KEPT}: {verdict(rows, f'steps to {KEPT}', min)}"
+        blocks += [("h2", task), ("p", f"Final {measure}: {verdict(rows, f'final {measure}', max)}"), ("p", said)]
+        if few := [f"{row['algorithm']} {row['n']}" for row in rows if row["n"] < 10]:
+            blocks.append(("p", f"Warning: fewer than 10 seeds, so rough intervals: {', '.join(few)}."))
+        blocks.append(("table", [list(rows[0])[1:], *([show(x) for x in row.values()][1:] for row in rows)]))
+        path = args.report_dir / f"curves-{number}.svg"
+        draw_curves(path, [algorithms[row["algorithm"]] for row in rows], measure, names)
+        said = f"eval/{measure} of the greedy policy: interquartile mean over n seeds, band: 95 % interval."
+        blocks, summary = [*blocks, ("figure", path), ("p", said)], summary + rows
+    if failures:
+        blocks += [("h2", "Runs that failed"), ("table", [["run", "what happened"], *map(list, failures.items())])]
+    records = [run.record() for run in runs]
+    left_out = [list(record.values())[:5] for record in records if record["state"] != "complete"]
+    blocks += [("h2", "Runs left out"), ("table", [head[:5], *left_out])] if left_out else []
+    blocks += [("h2", "What the columns mean"), ("p", DEFINITIONS.replace("\n", " "))]
+    data = json.dumps({"rows": summary, "runs": records, "failures": failures})
+    data = json.loads(data, parse_constant=lambda _: None)  # JSON has no NaN and no inf
+    for name, text in (render(blocks) | {"summary.json": json.dumps(data, indent=1)}).items():
+        (args.report_dir / name).write_text(text, encoding="utf-8")
+    # A spreadsheet would take a text that begins with = for a formula.
+    cells = [[f"'{x}" if isinstance(x, str) and x[:1] in set("=+-@") else x for x in row.values()] for row in records]
+    with open(args.report_dir / "results.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *cells])
+    return summary
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def missing(args: Args, chosen: list[Run]) -> dict[str, list[str]]:
+    """{name of the run: its command} for what the suite asks and no ranked run has, by the arguments in the logs."""
+    present, jobs = {(run.args["exp_name"], run.task, run.args["seed"]) for run in chosen}, {}
+    for task, algorithm in ((task, algorithm) for task in args.tasks for algorithm in args.algorithms):
+        label = task_label({name.replace("-", "_"): x for name, x in re.findall(r"--(\S+) (\S+)", TASKS[task])})
+        for seed in range(1, args.seeds + 1):
+            if (algorithm, label, seed) not in present:
+                command = [sys.executable, str(HERE / f"{algorithm}.py"), *TASKS[task].split(), "--seed", str(seed)]
+                jobs[f"{algorithm}__{task}__{seed}"] = [*command, "--log-dir", str(args.log_dir)]
+    return jobs
+
+
+def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
+    """Run the commands, `args.jobs` at once; {name: what happened} of those that failed. Ctrl-C stops them all."""
+    (folder := args.log_dir / "output").mkdir(parents=True, exist_ok=True)
+    # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, "process_group": 0}
+    waiting, running, failures = list(jobs), {}, {}
+    with tqdm(total=len(jobs), unit="run", miniters=0, mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < args.jobs:
+                    name = waiting.pop(0)
+                    with open(folder / f"{name}.txt", "wb") as out:
+                        running[name] = Popen(jobs[name], stdin=DEVNULL, stdout=out, stderr=out, **options)
+                time.sleep(0.1)
+                ended = [name for name, child in running.items() if child.poll() is not None]
+                for name in ended:
+                    if code := running.pop(name).returncode:
+                        output = (folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
+                        lines = [line for line in re.findall(r"\w.*\w", output) if "full helptext" not in line]
+                        failures[name] = f"exit code {code}: {printable(lines[-1] if lines else 'no output')}"
+                bar.set_postfix_str(f"{len(running)} running, {len(failures)} failed", refresh=False)
+                bar.update(len(ended))
+        except KeyboardInterrupt:
+            for child in running.values():
+                child.terminate()
+                child.wait()
+            raise SystemExit("interrupted; the next --train takes up where this one stopped") from None
+    return failures
+
+
+def main(args: Args) -> int:
+    """Train if asked to, read, compare, write; returns the exit status: 1 if a run failed, 2 if there is none."""
+    runs, failures = read_runs(args.log_dir), {}
+    chosen = select(runs)
+    if args.train and (jobs := missing(args, chosen)):
+        failures = train(jobs, args)
+        chosen = select(runs := read_runs(args.log_dir))
+        failures = dict.fromkeys(missing(args, chosen), "it ended without a complete, sound log") | failures
+    if not runs and not failures:
+        print(f"--log-dir {args.log_dir} holds no run; python evaluate.py --train makes some", file=sys.stderr)
+        return 2
+    for row in write_report(args, runs, chosen, failures):
+        said = (f"{name} {show(row[name])}" for name in list(row)[2:7])
+        print(f"{row['task']:<18} {row['algorithm']:<15}", *said, sep="  ")
+    for name, what in failures.items():
+        print(f"failed: {name}, {what}", file=sys.stderr)
+    print(f"{len(chosen)} runs ranked, {len(runs) - len(chosen)} left out; report in {args.report_dir / 'index.html'}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main(tyro.cli(Args)))

@@ -1,0 +1,496 @@
+"""evaluate.py: statistics worked out by hand, logs in every state, hostile names, and training what is missing."""
+
+import csv
+import dataclasses
+import inspect
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+import dqn
+import evaluate
+import gridworld
+
+STEPS = (100, 200, 300, 400, 500)
+SOUND = (0.1, 0.5, 0.96, 0.97, 1.0)
+
+
+def write_run(folder, score=SOUND, steps=STEPS, completed=True, about=True, losses=(0.5,), known=True, **args):
+    """A log as Run of dqn.py writes it; `args` replace arguments. Returns the folder."""
+    writer = SummaryWriter(str(folder))
+    defaults = {"env_id": "GridWorld-v0", "grid_size": 8, "layout": None, "slip": None, "random_start": False}
+    defaults |= {"exp_name": "dqn", "seed": 1, "total_timesteps": 500, "learning_rate": 0.001}
+    if about:
+        text = {"args": defaults | args, "versions": {}, "optimal_return": 8.7, "random_return": np.nan}
+        writer.add_text("run/about", f"```json\n{json.dumps(text, default=str, indent=1)}\n```")
+    for loss in losses:
+        writer.add_scalar("losses/td_loss", loss, 50)
+    for i, (step, value) in enumerate(zip(steps, score, strict=True)):
+        writer.add_scalar("eval/return", 10 * value, step)
+        if known:
+            writer.add_scalar("eval/score", value, step)
+        writer.add_scalar("charts/SPS", 1000 + i, step)
+        writer.add_scalar("system/wall_time_s", step / 100, step)
+        writer.add_scalar("system/peak_memory_mb", 300 + i, step)
+    if completed:
+        writer.add_scalar("run/completed", steps[-1], steps[-1])
+    writer.close()
+    return Path(folder)
+
+
+def event_file(folder):
+    return next(folder.glob("*tfevents*"))
+
+
+def read(folder):
+    return evaluate.read_run(folder, folder.name)
+
+
+def report(log_dir, tmp_path, **flags):
+    """Exit status of evaluate.py on `log_dir`, and the texts of its page, Markdown and JSON."""
+    args = evaluate.Args(log_dir=log_dir, report_dir=tmp_path / "report", **flags)
+    status = evaluate.main(args)
+    files = ("index.html", "report.md", "summary.json")
+    return status, *((args.report_dir / name).read_text(encoding="utf-8") for name in files)
+
+
+# ----------------------------------------------------------------------------- statistics
+
+
+def test_kept_score_is_the_lowest_of_the_last_fifth():
+    assert evaluate.kept_score(np.array([0, 0, 0, 0, 0, 0, 0, 0, 0.7, 0.9])) == 0.7
+    assert evaluate.kept_score(np.array([1, 1, 1, 0.3])) == 0.3  # at least one evaluation
+    assert np.isnan(evaluate.kept_score(np.empty(0)))
+
+
+@pytest.mark.parametrize(
+    ("score", "steps"),
+    [
+        ([0.96, 0.5, 0.96, 1, 1], 300),  # the first hit was not kept
+        ([0.96, 0.95, 0.96, 1, 1], 100),
+        ([1, 1, 1, 1, 0.94], np.inf),
+        ([1, 1, 1, np.nan, 1], 500),
+        ([0, 0, 0, 0, 1], 500),
+    ],
+)
+def test_steps_to_kept(score, steps):
+    assert evaluate.steps_to_kept(np.array(STEPS), np.array(score)) == steps
+    assert evaluate.steps_to_kept(np.array(STEPS), np.array(score, np.float32)) == steps  # 0.95 is not below 0.95
+
+
+def test_steps_to_kept_of_no_evaluation():
+    assert evaluate.steps_to_kept(np.empty(0), np.empty(0)) == np.inf
+
+
+def test_iqm_drops_a_quarter_at_each_end():
+    assert evaluate.iqm(np.array([100, 0, 1, 2, 3, 4, 5, -50])) == 2.5  # 1 2 3 4 are left
+    assert evaluate.iqm(np.array([1, 2, 3, 4, 100])) == 3.0  # floor(5 / 4) = 1 at each end
+    assert evaluate.iqm(np.array([1.0, 2.0, 6.0])) == 3.0
+    np.testing.assert_array_equal(evaluate.iqm(np.array([[4, 0, 2, 9], [1, 1, 1, 7]])), [3, 1])
+
+
+def test_bootstrap_interval():
+    def interval(x, statistic=evaluate.iqm, seed=0):
+        return evaluate.bootstrap_interval(np.array(x, float), statistic, np.random.default_rng(seed))
+
+    x = np.random.default_rng(1).normal(size=100)
+    value, low, high = interval(x, np.mean)
+    assert value == x.mean()
+    # The mean of 100 has the standard error s / 10; half the interval is 1.96 of these.
+    assert (value - low, high - value) == pytest.approx((0.196 * x.std(), 0.196 * x.std()), rel=0.1)
+    np.testing.assert_array_equal(interval(x), interval(x))
+    assert interval(x)[1] != interval(x, seed=2)[1]
+    assert interval([0, 1], np.mean).tolist() == [0.5, 0, 1]  # a quarter of all samples are (0, 0), a quarter (1, 1)
+    assert interval([2, 2, 2]).tolist() == [2, 2, 2]
+    np.testing.assert_array_equal(interval([3]), [3, np.nan, np.nan])
+    assert interval([1, 2, np.inf], np.median).tolist() == [2, 1, np.inf]
+    rows = interval([[0, 1, 2, 3], [5, 5, 5, 5]])
+    assert rows.shape == (3, 2)
+    assert rows[:, 1].tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "said"),
+    [
+        ([(0.9, 0.8, 1.0), (0.7, 0.6, 0.79)], "a 0.900 (0.800 to 1.000) is ahead of the others."),
+        ([(0.9, 0.8, 1.0), (0.7, 0.6, 0.8)], "no clear winner"),
+        ([(1.0, 1.0, 1.0), (0.9999999, 0.9999999, 0.9999999)], "no clear winner"),  # rounding is no difference
+        ([(0.7, 0.6, 0.8), (0.9, 0.85, 1.0), (0.9, 0.7, 1.0)], "intervals overlap: b 0.900 (0.850 to 1.000); c"),
+    ],
+)
+def test_verdict_follows_the_intervals(intervals, said):
+    rows = [{"algorithm": name, "n": 5, "x": list(x)} for name, x in zip("abc", intervals, strict=False)]
+    assert said in evaluate.verdict(rows, "x", max)
+
+
+def test_verdict_on_steps_and_on_single_seeds():
+    def row(name, n, *x):
+        return {"algorithm": name, "n": n, "x": list(x)}
+
+    never = row("b", 3, np.inf, np.inf, np.inf)
+    assert evaluate.verdict([row("a", 3, 200, 100, 300), never], "x", min).startswith("a 200 (100 to 300) is ahead")
+    assert "no clear winner" in evaluate.verdict([row("a", 3, 200, 100, np.inf), never], "x", min)
+    assert "no clear winner" in evaluate.verdict([row("a", 3, np.inf, np.inf, np.inf), never], "x", min)
+    one = row("c", 1, 50, np.nan, np.nan)
+    assert "nothing can be said" in evaluate.verdict([never, one], "x", min)
+    said = evaluate.verdict([row("a", 3, 200, 100, 300), never, one], "x", min)
+    assert "a 200 (100 to 300) is ahead" in said
+    assert "Of c, with one seed, nothing can be said" in said
+
+
+# ----------------------------------------------------------------------------- reading
+
+
+def test_a_sound_run(tmp_path):
+    (write_run(tmp_path / "run", seed=7) / "a folder of tfevents").mkdir()
+    run = read(tmp_path / "run")
+    assert (run.state, run.reason, run.algorithm, run.task) == ("complete", "", "dqn", "empty 8")
+    record = run.record()
+    assert (record["seed"], record["steps"], record["steps_to_kept"]) == (7, 500, 300)
+    assert (record["eval/score"], record["kept_score"], record["eval/return"]) == (1.0, 1.0, 10.0)
+    assert (record["system/wall_time_s"], record["charts/SPS"]) == (5.0, 1004.0)
+    assert record["system/peak_memory_mb"] == 304.0
+
+
+def test_a_run_of_dqn_is_read(tmp_path):
+    dqn.train(dqn.Args(grid_size=3, total_timesteps=400, eval_every=200, learning_starts=100, log_dir=tmp_path, seed=3))
+    (run,) = evaluate.read_runs(tmp_path)
+    assert (run.state, run.reason, run.algorithm, run.task) == ("complete", "", "dqn", "empty 3")
+    assert (run.args["seed"], run.record()["steps"]) == (3, 400)
+    assert all(np.isfinite(x) for name, x in run.record().items() if "/" in name)
+
+
+def test_a_flipped_byte_is_found_wherever_it_is(tmp_path):
+    path = event_file(write_run(tmp_path / "run", score=SOUND[:2], steps=STEPS[:2]))
+    sound = path.read_bytes()
+    for offset in range(0, len(sound), 3):
+        path.write_bytes(sound[:offset] + bytes([sound[offset] ^ 4]) + sound[offset + 1 :])
+        run = read(path.parent)
+        assert run.state == "damaged", offset
+        where = int(re.search(r"damaged at byte (\d+)", run.reason)[1])
+        assert where <= offset < where + 2_000
+        assert path.name in run.reason
+
+
+def test_a_cut_file_is_partial_and_keeps_what_was_read(tmp_path):
+    path = event_file(write_run(tmp_path / "run"))
+    sound = path.read_bytes()
+    whole = read(path.parent).scalars
+    for length in range(0, len(sound), 7):
+        path.write_bytes(sound[:length])
+        run = read(path.parent)
+        assert run.state in ("partial", "empty")
+        for tag, scalars in run.scalars.items():
+            np.testing.assert_array_equal(scalars, whole[tag][: len(scalars)])
+    path.write_bytes(sound[:-1])
+    run = read(path.parent)
+    assert re.search(r"ends inside the record at byte \d+; reached step 500 of 500, without run/completed", run.reason)
+    assert run.record()["eval/score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "changes"),
+    [
+        ("partial", "reached step 500 of 9000, without run/completed", {"completed": False, "total_timesteps": 9000}),
+        ("partial", "without eval/return", {"score": (), "steps": (), "completed": False}),
+        ("foreign", "no run/about", {"about": False}),
+        ("foreign", "no run/about", {"total_timesteps": float("inf")}),
+        ("foreign", "no run/about", {"env_id": ["a list"]}),
+        ("not finite", "losses/td_loss is NaN or infinite at step 50", {"losses": (0.1, np.inf)}),
+        ("not finite", "eval/score is NaN or infinite at step 500", {"score": (0, 0, 0, 0, np.nan)}),
+    ],
+)
+def test_unsound_runs_are_named_with_the_reason(tmp_path, state, reason, changes):
+    run = read(write_run(tmp_path / "run", **changes))
+    assert run.state == state
+    assert reason in run.reason
+
+
+def test_every_kind_of_fault_is_listed_and_only_sound_runs_are_ranked(tmp_path, capsys):
+    logs = tmp_path / "logs"
+    for seed in range(1, 6):
+        write_run(logs / f"G__dqn__{seed}__100", seed=seed)
+    write_run(logs / "cut__dqn__6__1", seed=6, completed=False)
+    write_run(logs / "nan__dqn__7__1", seed=7, losses=(np.nan,))
+    write_run(logs / "budget__dqn__8__1", seed=8, total_timesteps=50)
+    write_run(logs / "settings__dqn__9__1", seed=9, learning_rate=0.5)
+    write_run(logs / "again__dqn__1__200", seed=1)  # newer than G__dqn__1__100
+    write_run(logs / "again__dqn__1__99", seed=1)
+    write_run(logs / "foreign", about=False)
+    flipped = event_file(write_run(logs / "flipped", seed=10))
+    flipped.write_bytes(flipped.read_bytes()[:-30] + b"?" + flipped.read_bytes()[-29:])
+    (logs / "garbage").mkdir()
+    (logs / "garbage" / "events.out.tfevents.1").write_bytes(b"no records here, but more than twelve bytes")
+    (logs / "zero").mkdir()
+    (logs / "zero" / "events.out.tfevents.1").touch()
+    (logs / "nofile__dqn__1__1").mkdir(parents=True)
+    states = {
+        "cut__dqn__6__1": "partial", "nan__dqn__7__1": "not finite", "budget__dqn__8__1": "other budget",
+        "settings__dqn__9__1": "other settings", "G__dqn__1__100": "superseded", "again__dqn__1__99": "superseded",
+        "foreign": "foreign", "flipped": "damaged", "garbage": "damaged", "zero": "empty", "nofile__dqn__1__1": "empty",
+    }  # fmt: skip
+    status, page, markdown, summary = report(logs, tmp_path)
+    assert status == 0
+    summary = json.loads(summary)
+    (row,) = summary["rows"]
+    assert (row["n"], row["final score"], row["got there"]) == (5, [1.0, 1.0, 1.0], 5)
+    assert {run["folder"]: run["state"] for run in summary["runs"] if run["state"] != "complete"} == states
+    for folder, state in states.items():
+        assert re.search(rf"<td>{folder}</td>.*<td>{state}</td>", page)
+        assert re.search(rf"\| {folder} \|.*\| {state} \|", markdown)
+    assert "again__dqn__1__200" in {run["folder"] for run in summary["runs"] if run["state"] == "complete"}
+    assert "learning_rate 0.5" in page
+    assert "total_timesteps 50" in page
+    with open(tmp_path / "report" / "results.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5 + len(states)
+    assert "5 runs ranked, 11 left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "label"),
+    [
+        ({}, "empty 8"),
+        ({"grid_size": "8", "layout": "empty"}, "empty 8"),
+        ({"env_id": "GoalGridWorld-v0", "observation": "coords", "slip": 0.0, "layout_seed": 0}, "empty 8"),
+        ({"layout": "four_rooms"}, "four_rooms 13"),
+        ({"layout": "cliff"}, "cliff"),
+        ({"layout": "maze", "slip": 0.1, "random_start": True}, "maze 11, slip 0.1, random start"),
+        ({"step_reward": 0, "max_episode_steps": 50}, "empty 8, step reward 0, max episode steps 50"),
+        ({"env_id": "CartPole-v1"}, "CartPole-v1"),
+        ({"layout": "my\x1b[2Jmap"}, "my?[2Jmap"),
+    ],
+)
+def test_task_label(args, label):
+    assert evaluate.task_label(args) == label
+
+
+def test_defaults_are_those_of_gridworld():
+    sizes = {name: known[2] for name, known in gridworld.LAYOUTS.items() if isinstance(known, tuple)}
+    assert sizes == evaluate.DEFAULT_SIZE
+    defaults = {name: p.default for name, p in inspect.signature(gridworld.GridWorldEnv).parameters.items()}
+    for name, value in evaluate.DEFAULTS.items():
+        assert defaults.get(name) == value, name
+    flags = {field.name for field in dataclasses.fields(gridworld.EnvArgs)}
+    assert flags == {*evaluate.DEFAULTS, "env_id", "grid_size", "layout", "observation"}
+
+
+# ----------------------------------------------------------------------------- the report
+
+
+def test_overlapping_intervals_have_no_winner_and_separate_ones_have(tmp_path):
+    for seed in range(1, 5):
+        for name, final in ("good", 1.0), ("equal", 1.0), ("bad", 0.2 + seed / 10):
+            score = (0, 0, 1, 1, final) if name == "good" else (0, 0, 0, 0, final)
+            write_run(tmp_path / "logs" / f"G__{name}__{seed}__1", score, exp_name=name, seed=seed)
+    _, page, _, summary = report(tmp_path / "logs", tmp_path)
+    assert "Final score: no clear winner, the intervals overlap: good 1.000 (1.000 to 1.000); equal 1.000" in page
+    assert "Steps to a kept score of 0.95: good 300 (300 to 300) is ahead of the others." in page
+    assert "Warning: fewer than 10 seeds, so rough intervals: good 4, equal 4, bad 4." in page
+    rows = {row["algorithm"]: row for row in json.loads(summary)["rows"]}
+    assert list(rows) == ["good", "equal", "bad"]
+    assert rows["bad"]["final score"][0] == pytest.approx(0.45)  # of 0.3 0.4 0.5 0.6 the middle two
+    assert rows["bad"]["worst kept"] == pytest.approx(0.3)
+    assert (rows["bad"]["solved"], rows["bad"]["got there"], rows["bad"]["steps to 0.95"]) == (0, 0, [None] * 3)
+    assert (rows["good"]["seconds"], rows["good"]["steps/s"], rows["good"]["peak MB"]) == (5.0, 1004.0, 304.0)
+
+
+def test_where_the_optimum_is_unknown_the_return_is_shown(tmp_path):
+    for seed in 1, 2:
+        write_run(tmp_path / "logs" / f"{seed}", known=False, env_id="CartPole-v1", grid_size=None, seed=seed)
+    _, page, _, summary = report(tmp_path / "logs", tmp_path)
+    assert "The optimum of this task is not known" in page
+    assert json.loads(summary)["rows"][0]["final return"] == [10.0, 10.0, 10.0]
+
+
+class Page(HTMLParser):
+    """Elements, addresses and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.addresses, self.text = set(), [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.add(tag)
+        self.addresses += [value for name, value in attributes if name.endswith(("src", "href"))]
+        assert not any(name.startswith("on") for name, _ in attributes)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+HOSTILE = "<script>alert(1)</script>", "--><img src=x onerror=alert(1)>", "a|b\n| c", "=cmd()", "_$x^$", "[a](b)`", ""
+
+
+def test_hostile_names_are_shown_as_text(tmp_path):
+    for number, name in enumerate(HOSTILE):
+        write_run(tmp_path / "logs" / f"{number}", exp_name=name)
+        write_run(tmp_path / "logs" / f"={number}<b>|__x__1__1", exp_name=name, layout="<i>", completed=False)
+    status, page, markdown, summary = report(tmp_path / "logs", tmp_path)
+    parsed = Page(page)
+    assert status == 0
+    assert not parsed.elements & {"script", "img", "b", "i", "a"}
+    assert "svg" in parsed.elements
+    assert all(address.startswith("#") for address in parsed.addresses)  # opens offline
+    for name in HOSTILE:
+        assert name.replace("\n", "?") in parsed.text
+    assert "<script" not in markdown
+    for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        pipes = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(pipes) == 1, block
+    with open(tmp_path / "report" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * len(HOSTILE)
+    assert {"'=cmd()", "'--><img src=x onerror=alert(1)>"} <= {row["algorithm"] for row in rows}
+    assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row.values())
+    assert {run["algorithm"] for run in json.loads(summary)["runs"]} == {name.replace("\n", "?") for name in HOSTILE}
+
+
+def test_report_is_the_same_twice_and_holds_no_number_that_json_lacks(tmp_path):
+    for seed in range(12):
+        write_run(tmp_path / "logs" / str(seed), score=(0, 0, 0, 0, seed**0.5 / 3), seed=seed)
+    first = report(tmp_path / "logs", tmp_path)
+    assert first == report(tmp_path / "logs", tmp_path)
+    json.loads(first[-1], parse_constant=lambda name: pytest.fail(f"{name} in summary.json"))
+    assert "![learning curves](curves-0.svg)" in first[2]
+    svg = (tmp_path / "report" / "curves-0.svg").read_text()
+    assert svg.startswith("<?xml")
+    assert "dqn (n = 12)" in svg
+    assert "currentColor" in first[1]  # text of figures is dark on light and light on dark
+    assert evaluate.INK not in first[1]
+    assert evaluate.CARD not in first[1]
+
+
+def test_no_run_is_told_in_one_line(tmp_path, capsys):
+    for folder in tmp_path / "nowhere", tmp_path:
+        assert evaluate.main(evaluate.Args(log_dir=folder, report_dir=tmp_path / "report")) == 2
+        told = capsys.readouterr().err
+        assert str(folder) in told
+        assert told.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+
+
+# ----------------------------------------------------------------------------- flags and training
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"seeds": 0}, "--seeds must be between 1 and 10000, got 0"),
+        ({"jobs": 0}, "--jobs must be between 1 and 1000, got 0"),
+        ({"tasks": ("empty-8", "nowhere")}, "--tasks must be of .*, got nowhere"),
+        ({"algorithms": ("dqn", "../dqn")}, r"--algorithms must be of .*, got \.\./dqn"),
+        ({"algorithms": ("evaluate",)}, "--algorithms must be of .*, got evaluate"),
+        ({"algorithms": ()}, "--algorithms must be of .*, got none"),
+        ({"report_dir": Path(__file__)}, "--report-dir must be a folder"),
+    ],
+)
+def test_bad_flags_are_refused_by_name(flags, said):
+    with pytest.raises(ValueError, match=said):
+        evaluate.Args(**flags)
+
+
+def test_every_flag_is_documented():
+    source = inspect.getsource(evaluate.Args)
+    for field in dataclasses.fields(evaluate.Args):
+        assert re.search(rf'^    {field.name}: .*\n    """', source, re.MULTILINE), field.name
+    assert all(task in source for task in evaluate.TASKS)
+
+
+def test_from_the_shell_a_bad_flag_is_an_error_box_and_torch_is_not_imported(tmp_path):
+    code = "import sys, evaluate, tyro; assert 'torch' not in sys.modules; evaluate.main(tyro.cli(evaluate.Args))"
+    command = [sys.executable, "-c", code, "--jobs", "0"]
+    done = subprocess.run(command, cwd=evaluate.HERE, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--jobs must be between 1 and 1000, got 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+FAKE = """
+import os, pathlib, shutil, sys
+args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+logs, seed, here = pathlib.Path(args["--log-dir"]), args["--seed"], pathlib.Path(__file__).parent
+with open(here / "started", "a") as file:
+    print(seed, args["--grid-size"], os.environ["OMP_NUM_THREADS"], file=file)
+if seed == "3":
+    print("about to fail")
+    sys.exit("no luck <today>")
+if seed != "4":  # 4 ends well, but logs nothing
+    shutil.copytree(here / "template" / seed, logs / f"G__fake__{seed}__99")
+"""
+
+
+def test_train_runs_what_is_missing_and_survives_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "HERE", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (tmp_path / "fake.py").write_text(FAKE)
+    for seed in 1, 2:
+        write_run(tmp_path / "template" / str(seed), exp_name="fake", seed=seed, grid_size=5)
+    logs = tmp_path / "logs"
+    write_run(logs / "of any name", exp_name="fake", seed=1, grid_size=5)  # the arguments count, not the name
+    write_run(logs / "G__fake__2__1", exp_name="fake", seed=2, grid_size=5, completed=False)
+    flags = {"train": True, "algorithms": ("fake",), "tasks": ("empty-5",), "seeds": 4, "jobs": 2}
+    status, page, _, summary = report(logs, tmp_path, **flags)
+    assert status == 1
+    started = (tmp_path / "started").read_text().splitlines()
+    assert sorted(started) == ["2 5 1", "3 5 1", "4 5 1"]  # seed, grid size, threads
+    failures = json.loads(summary)["failures"]
+    assert failures["fake__empty-5__3"] == "exit code 1: no luck <today"
+    assert "without a complete, sound log" in failures["fake__empty-5__4"]
+    assert "no luck &lt;today" in page
+    assert json.loads(summary)["rows"][0]["n"] == 2
+    assert "about to fail" in (logs / "output" / "fake__empty-5__3.txt").read_text()
+    assert "no luck" in capsys.readouterr().err
+
+    flags["seeds"] = 2
+    assert report(logs, tmp_path, **flags)[0] == 0
+    assert (tmp_path / "started").read_text().splitlines() == started  # nothing is missing now
+
+
+def test_train_reports_when_nothing_came_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "HERE", tmp_path)
+    (tmp_path / "fake.py").write_text(
+        "raise SystemExit('│ --seed \x1b[1mis bad │\\n│ For full helptext, see │\\n╰────╯')"
+    )
+    flags = {"train": True, "algorithms": ("fake",), "tasks": ("empty-8",), "seeds": 1}
+    status, page, *_ = report(tmp_path / "logs", tmp_path, **flags)
+    assert status == 1
+    assert "exit code 1: seed ?[1mis bad" in page  # no escape sequence reaches page or terminal
+
+
+def test_the_commands_name_tasks_as_the_logs_do():
+    for name, flags in evaluate.TASKS.items():
+        words = flags.split()
+        args = {flag[2:].replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+        env = gridworld.EnvArgs(**args | {"grid_size": int(args["grid_size"])})  # the flags are accepted
+        assert evaluate.task_label(dataclasses.asdict(env)) == evaluate.task_label(args), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_runs(tmp_path, number):
+    shutil.copy(evaluate.HERE / "evaluate.py", tmp_path)
+    (tmp_path / "dqn.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path('ended' + sys.argv[4]).touch()))\n"
+        "pathlib.Path('ready' + sys.argv[4]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "evaluate.py", "--train", "--tasks", "empty-5", "--seeds", "3", "--jobs", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(number)
+        assert "interrupted" in child.communicate(timeout=30)[1]
+    assert child.returncode == 1
+    assert sorted(path.name for path in tmp_path.glob("[re]*ed*")) == ["ended1", "ended2"]
