@@ -46,7 +46,7 @@ class Args(gridworld.EnvArgs):
     """Name of the algorithm in run folders and reports."""
     seed: int = 1
     """Seed of the environments, the network and the exploration; the same seed gives the same run."""
-    total_timesteps: int = 5_000
+    total_timesteps: int = 10_000
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""
@@ -63,13 +63,13 @@ class Args(gridworld.EnvArgs):
 
     planning_steps: int = 50
     """Updates from the model per environment step; 0 is plain Q-learning."""
-    model_outcomes: int = 100
+    model_outcomes: int = 1_000
     """Latest outcomes that the model keeps of each state and action; 1 if the world is deterministic and may change."""
     kappa: float = 0.0
     """Weight of the bonus for what has not been tried for long; above 0 this is Dyna-Q+."""
     learning_rate: float = 0.1
     """Step size alpha of an update."""
-    gamma: float = 0.95
+    gamma: float = 0.99
     """Discount per step."""
     epsilon: float = 0.1
     """Chance of a random action."""

@@ -1,11 +1,14 @@
 """The maths of dqn.py by hand, and the transitions that it stores."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from conftest import read_log
 
 import dqn
+import gridworld
 
 
 def test_target_bootstraps_through_the_time_limit_but_not_through_termination():
@@ -25,12 +28,12 @@ def test_no_gradient_reaches_the_target():
 
 
 def test_loss_is_the_mean_huber_loss_of_the_taken_actions():
-    # errors 0.5 (quadratic: 0.125) and 3 (linear: 3 - 0.5); a (B, 1) - (B,) broadcast would average four pairs
+    # errors -0.5 (quadratic: 0.125) and 3 (linear: 3 - 0.5); a (B, 1) - (B,) broadcast would average four pairs
     q = torch.tensor([[1.5, 9.0], [9.0, 4.0]], requires_grad=True)
-    loss = dqn.td_loss(q, torch.tensor([0, 1]), torch.tensor([1.0, 1.0]))
+    loss = dqn.td_loss(q, torch.tensor([0, 1]), torch.tensor([2.0, 1.0]))
     assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
     loss.backward()
-    assert q.grad.tolist() == [[0.25, 0.0], [0.0, 0.5]]  # clipped to 1 before the mean, zero for other actions
+    assert q.grad.tolist() == [[-0.25, 0.0], [0.0, 0.5]]  # clipped to 1 before the mean, zero for other actions
 
 
 @pytest.mark.parametrize(("step", "value"), [(0, 1.0), (5, 0.75), (10, 0.5), (99, 0.5)])
@@ -71,19 +74,20 @@ def test_sampling_is_uniform():
     assert ((counts - 2_000) ** 2 / 2_000).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
 
 
-def stored(args, monkeypatch) -> dqn.ReplayBuffer:
-    """The replay buffer at the end of a run."""
+def stored(args, monkeypatch) -> tuple[dqn.ReplayBuffer, torch.nn.Module]:
+    """The replay buffer at the end of a run, and the network."""
     buffers = []
-    make = dqn.ReplayBuffer.__init__
-    monkeypatch.setattr(dqn.ReplayBuffer, "__init__", lambda self, *a: (make(self, *a), buffers.append(self))[0])
-    dqn.train(args)
-    return buffers[0]
+    with monkeypatch.context() as patch:
+        make = dqn.ReplayBuffer.__init__
+        patch.setattr(dqn.ReplayBuffer, "__init__", lambda self, *a: (make(self, *a), buffers.append(self))[0])
+        network = dqn.train(args)
+    return buffers[0], network
 
 
 def test_stored_transitions_are_those_of_the_environment(short_args, monkeypatch, tmp_path):
     """No autoreset artefact: none starts at a terminal observation, none leads from an episode's end to a start."""
     args = short_args("dqn", max_episode_steps=9, grid_size=4, total_timesteps=2_000)
-    grid, buffer = args.make_env().unwrapped, stored(args, monkeypatch)
+    grid, (buffer, _) = args.make_env().unwrapped, stored(args, monkeypatch)
     n = len(buffer)
     state, next_state = buffer.obs[:n].argmax(1).numpy(), buffer.next_obs[:n].argmax(1).numpy()
     action, terminated = buffer.action[:n].numpy(), buffer.terminated[:n].numpy()
@@ -100,7 +104,7 @@ def test_stored_transitions_are_those_of_the_environment(short_args, monkeypatch
 def test_environment_reset_next_step_would_be_noticed(short_args, monkeypatch):
     """The same check on Gymnasium's other envs, whose vector form is told SAME_STEP: FrozenLake's holes and goal."""
     args = short_args("dqn", env_id="FrozenLake-v1", grid_size=None, total_timesteps=2_000)
-    table, buffer = args.make_env().unwrapped.P, stored(args, monkeypatch)
+    table, (buffer, _) = args.make_env().unwrapped.P, stored(args, monkeypatch)
     n = len(buffer)
     for s, a, next_s, end in zip(
         buffer.obs[:n].argmax(1).tolist(), buffer.action[:n].tolist(), buffer.next_obs[:n].argmax(1).tolist(),
@@ -126,3 +130,39 @@ def test_target_network_changes_only_when_copied(short_args, monkeypatch):
     dqn.train(short_args("dqn", target_network_frequency=400))
     assert len(copied) == 3
     assert len(set(seen)) == 2  # after the first and the second copy; the third comes with the last step
+
+
+# ----------------------------------------------------------------------------- the paper's experiment, on the Dyna maze
+
+
+def areas(tmp_path, name):
+    """The mean eval/score of each run of that --exp-name."""
+    logs = [read_log(folder) for folder in sorted(tmp_path.glob(f"*__{name}__*"))]
+    return [np.mean([value for _, value in log["eval/score"]]) for log in logs]
+
+
+@pytest.mark.paper
+def test_values_and_policy_are_right_and_replay_matters(short_args, monkeypatch, tmp_path):
+    """max |Q - Q*| over visited pairs is a small part of the range of Q*; without replay less area, as in table 3."""
+    errors, lengths = [], []
+    args = short_args("dqn", layout="dyna_maze", grid_size=None, total_timesteps=30_000, eval_every=500)
+    args = dataclasses.replace(args, learning_starts=500)
+    env = args.make_env()
+    exact = gridworld.solve(env, gamma=args.gamma, horizon=2_000)
+    for seed in range(1, 11):
+        buffer, network = stored(dataclasses.replace(args, seed=seed, exp_name="full"), monkeypatch)
+        n = len(buffer)
+        visited = buffer.obs[:n].argmax(1).numpy(), buffer.action[:n].numpy()
+        with torch.no_grad():
+            q = network(torch.as_tensor(gridworld.observe_all(env))).numpy()
+        errors.append(np.abs(q - exact)[visited].max() / np.ptp(exact[~env.unwrapped.terminal]))
+        log = read_log(next(tmp_path.glob(f"*__full__{seed}__*")))
+        lengths.append(log["eval/length"][-1][1])
+    for seed in range(1, 6):
+        dqn.train(dataclasses.replace(args, seed=seed, exp_name="no-replay", buffer_size=args.num_envs))
+        dqn.train(dataclasses.replace(args, seed=seed, exp_name="no-target", target_network_frequency=args.num_envs))
+    area = {name: float(np.mean(areas(tmp_path, name))) for name in ("full", "no-target", "no-replay")}
+    print({"errors": np.round(errors, 4).tolist(), "lengths": lengths, "area": area})
+    assert lengths == [14.0] * 10
+    assert max(errors) <= 0.1
+    assert area["no-replay"] <= 0.95 * area["full"]
