@@ -305,6 +305,8 @@ def draw_curves(path: Path, task: list[list[Run]], measure: str, names: list[str
         figure = matplotlib.figure.Figure((5, 3.2 + 0.25 * len(task)), layout="constrained", facecolor=CARD)
         axes = figure.subplots(subplot_kw={"xlabel": "environment steps", "ylabel": f"eval/{measure}"})
         axes.set_xscale("log")  # budgets differ by tens
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter("")
         for runs in task:
             curves = [run.scalars[f"eval/{measure}"].T for run in runs]
             first, last = max(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves)
@@ -346,6 +348,8 @@ def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:
 def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[str, str]) -> list[dict[str, Any]]:
     """Write the report's files; returns the rows of all its tables."""
     args.report_dir.mkdir(parents=True, exist_ok=True)
+    for old in args.report_dir.glob("curves-*.svg"):
+        old.unlink()
     head, blocks, summary = list(Run("", {}).record()), [("h1", "Comparison of algorithms")], []
     blocks += [("p", f"{len(chosen)} of {len(runs)} runs in {printable(args.log_dir)} are ranked, the rest is listed.")]
     for number, (task, members) in enumerate(sorted(group(chosen, lambda run: run.task).items())):

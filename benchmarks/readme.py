@@ -20,15 +20,17 @@ def table(path: Path) -> str:
         for row in csv.DictReader(file):
             if row["state"] == "complete":
                 groups.setdefault((row["task"], row["algorithm"]), []).append(row)
-    lines = ["| task | algorithm | n | final score, worst | kept, worst | steps to a kept 0.95, median | seconds |"]
+    lines = ["| task | algorithm | seeds solved | final score, worst | kept, worst | steps to a kept 0.95, median | seconds |"]
     lines.append("|---|---|---|---|---|---|---|")
     for (task, algorithm), rows in sorted(groups.items()):
         final, kept, steps, seconds = (
             [float(row[name]) for row in rows]
             for name in ("eval/score", "kept_score", "steps_to_kept", "system/wall_time_s")
         )
-        cells = [task, f"`{algorithm}.py`", str(len(rows)), f"{min(final):.3f}", f"{min(kept):.3f}"]
-        cells += [f"{statistics.median(steps):,.0f}", f"{statistics.median(seconds):.1f}"]
+        solved = f"{sum(score >= 0.99 for score in final)} of {len(rows)}"
+        cells = [task, f"`{algorithm}.py`", solved, f"{min(final):.3f}", f"{min(kept):.3f}"]
+        half = statistics.median(steps)
+        cells += [f"{half:,.0f}" if half < float("inf") else "never", f"{statistics.median(seconds):.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
