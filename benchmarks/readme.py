@@ -20,7 +20,9 @@ def table(path: Path) -> str:
         for row in csv.DictReader(file):
             if row["state"] == "complete":
                 groups.setdefault((row["task"], row["algorithm"]), []).append(row)
-    lines = ["| task | algorithm | seeds solved | final score, worst | kept, worst | steps to a kept 0.95, median | seconds |"]
+    lines = [
+        "| task | algorithm | seeds solved | final score, worst | kept, worst | steps to a kept 0.95, median | seconds |"
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     for (task, algorithm), rows in sorted(groups.items()):
         final, kept, steps, seconds = (
