@@ -20,10 +20,9 @@ def table(path: Path) -> str:
         for row in csv.DictReader(file):
             if row["state"] == "complete":
                 groups.setdefault((row["task"], row["algorithm"]), []).append(row)
-    lines = [
-        "| task | algorithm | seeds solved | final score, worst | kept, worst | steps to a kept 0.95, median | seconds |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
+    titles = ["task", "algorithm", "seeds solved", "final score, worst", "kept, worst"]
+    titles += ["steps to a kept 0.95, median", "seconds"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for (task, algorithm), rows in sorted(groups.items()):
         final, kept, steps, seconds = (
             [float(row[name]) for row in rows]
