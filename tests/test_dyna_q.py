@@ -162,7 +162,8 @@ def test_blocking_maze(short_args, tmp_path):
     rewards = {}
     for kappa in 0.0, 1e-3:
         args = short_args(
-            "dyna_q", env_id="BlockingMaze-v0", grid_size=None, max_episode_steps=3_000, kappa=kappa, learning_rate=1.0, gamma=0.95,
+            "dyna_q", env_id="BlockingMaze-v0", grid_size=None, max_episode_steps=3_000, kappa=kappa, gamma=0.95,
+            learning_rate=1.0,
             planning_steps=50, model_outcomes=1, total_timesteps=3_000, eval_every=0, eval_episodes=1,
         )  # fmt: skip
         for seed in range(1, 21):
