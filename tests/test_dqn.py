@@ -166,3 +166,20 @@ def test_values_and_policy_are_right_and_replay_matters(short_args, monkeypatch,
     assert lengths == [14.0] * 10
     assert max(errors) <= 0.1
     assert area["no-replay"] <= 0.95 * area["full"]
+
+
+# (what stands there, a known misreading, the test that must notice); python -m pytest -m mutants
+MUTANTS = [
+    ("(1.0 - terminated) * next_q", "next_q", "through_termination"),
+    ("buffer.add(obs, action, reward, last_obs, terminated)", "buffer.add(obs, action, reward, last_obs, ended)", "are_those_of_the_environment"),
+    ("buffer.add(obs, action, reward, last_obs, terminated)", "buffer.add(obs, action, reward, next_obs, terminated)", "are_those_of_the_environment"),
+    ("next_q.max(dim=1).values).detach()", "next_q.mean(dim=1)).detach()", "largest_value_of_each_row"),
+    ("values).detach()", "values)", "no_gradient_reaches"),
+    ("action[:, None]).squeeze(1), target", "action[:, None]), target", "mean_huber_loss"),
+    ("F.smooth_l1_loss", "F.mse_loss", "mean_huber_loss"),
+    ("if times_due(step, args.target_network_frequency, args.num_envs):", "if True:", "only_when_copied"),
+    ("end if step >= duration else", "", "visits_both_ends"),
+    ("% self.capacity", "% max(len(self), 3)", "overwrites_the_oldest"),
+    ("rng.integers(len(self), size=batch_size)", "rng.integers(len(self) // 2, size=batch_size)", "sampling_is_uniform"),
+    ("step // every - (step - stride) // every", "int(step % every == 0)", "counts_every_multiple_once"),
+]  # fmt: skip

@@ -174,3 +174,18 @@ def test_blocking_maze(short_args, tmp_path):
     print({kappa: (np.mean(values), np.std(values)) for kappa, values in rewards.items()})
     assert np.mean(rewards[1e-3]) >= 1.5 * np.mean(rewards[0.0])
     assert np.mean(rewards[1e-3]) >= 80
+
+
+# (what stands there, a known misreading, the test that must notice); python -m pytest -m mutants
+MUTANTS = [
+    ("reward + discount * max(next_row) - row[action]\n    row", "reward + discount * next_row[0] - row[action]\n    row", "update_by_hand"),
+    ("0.0 if terminated else args.gamma", "args.gamma", "uses_only_what_was_seen"),
+    ("0.0 if terminated else args.gamma", "0.0 if terminated or truncated else args.gamma", "converge_to_the_exact"),
+    ("actions[int(draw() * len(actions))]", "actions[0]", "ties_are_broken"),
+    ("pairs[int(draw() * count)]", "pairs[-1]", "uniformly"),
+    ("outcomes[int(draw() * len(outcomes))]", "outcomes[-1]", "uniformly"),
+    ("math.sqrt(now - tried[action])", "math.sqrt(now)", "root_of_the_time"),
+    ("outcomes[visits % capacity] = outcome", "pass", "latest_outcomes"),
+    ("outcomes.clear()", "pass", "replaces_the_imagined"),
+    ("outcome = (q[s], a, float(reward),", "outcome = (q[s], a, 0.0,", "uses_only_what_was_seen"),
+]  # fmt: skip

@@ -134,3 +134,20 @@ def test_log_says_how_options_are_used(short_args, tmp_path):
     assert log["options/length"][-1][1] >= 1.0
     assert all(f"options/alone_score_{k}" in log for k in range(3))
     assert "pictures/options" in log["images"]
+
+
+# (what stands there, a known misreading, the test that must notice); python -m pytest -m mutants
+MUTANTS = [
+    ("(1.0 - beta) * pick(next_q, option) + beta * next_q.max(dim=1).values", "next_q.max(dim=1).values", "mixes_going_on"),
+    ("(1.0 - beta) * pick(next_q, option) + beta *", "beta * pick(next_q, option) + (1.0 - beta) *", "mixes_going_on"),
+    ("(1.0 - terminated) * arrival_value", "arrival_value", "through_termination"),
+    ("arrival_value).detach()", "arrival_value)", "no_gradient_reaches"),
+    ("- next_q.max(dim=1).values + cost", "+ next_q.max(dim=1).values + cost", "termination_loss_by_hand"),
+    ("next_q.max(dim=1).values + cost", "next_q.max(dim=1).values - cost", "gradient_of_the_termination"),
+    ("pick(next_beta, option) * advantage.detach()", "pick(next_beta, option) * advantage", "termination_loss_by_hand"),
+    ("advantage.detach() * (1.0 - terminated)", "advantage.detach()", "termination_loss_by_hand"),
+    ("-(log_prob * (target - q).detach())", "(log_prob * (target - q).detach())", "intra_option_policy_gradient"),
+    ("(target - q).detach()).mean()", "(target - q)).mean()", "minus_log_probability"),
+    ("self.termination_head(features.detach())", "self.termination_head(features)", "own_part_of_the_network"),
+    ("ends = start | (rng.random(n) < beta[rows, option])", "ends = np.ones(n, bool)", "go_on_until_they_end"),
+]  # fmt: skip
