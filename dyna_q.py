@@ -69,6 +69,8 @@ class Args(gridworld.EnvArgs):
     """Weight of the bonus for what has not been tried for long; above 0 this is Dyna-Q+."""
     learning_rate: float = 0.1
     """Step size alpha of an update."""
+    anneal_lr: bool = True
+    """Let the step size fall to 0 over the run, linearly: in a world of chance a constant one never settles."""
     gamma: float = 0.99
     """Discount per step."""
     epsilon: float = 0.1
@@ -130,14 +132,13 @@ def remember(outcomes: list[Outcome], outcome: Outcome, visits: int, capacity: i
         outcomes[visits % capacity] = outcome
 
 
-def plan(pairs: list[list[Outcome]], steps: int, alpha: float, kappa: float, now: int, draw) -> None:
+def plan(pairs: list[list[Outcome]], steps: int, alpha: float, kappa: float, now: int, rng: random.Random) -> None:
     """(f) `steps` updates, each of a seen pair drawn uniformly and of one of its remembered outcomes.
 
     Dyna-Q+ adds the bonus kappa sqrt(tau) to the reward, tau = now - tried[s][a] being the steps since a real trial.
     """
-    count = len(pairs)
-    for _ in range(steps):
-        outcomes = pairs[int(draw() * count)]
+    draw = rng.random
+    for outcomes in rng.choices(pairs, k=steps):
         row, action, reward, discount, next_row, tried = outcomes[int(draw() * len(outcomes))]
         if kappa:
             reward += kappa * math.sqrt(now - tried[action])
@@ -283,7 +284,7 @@ class Run:
 def train(args: Args) -> list[list[float]]:
     """Train one agent, log to TensorBoard, return its table q[s][a]."""
     seed_everything(args.seed)
-    draw = random.Random(args.seed).random  # faster for single numbers than numpy's generator
+    rng = random.Random(args.seed)  # faster for single numbers than numpy's generator
     env = args.make_env()
     n_states, n_actions = int(env.observation_space.n), int(env.action_space.n)
     q, tried = ([[zero] * n_actions for _ in range(n_states)] for zero in (0.0, 0))
@@ -298,10 +299,11 @@ def train(args: Args) -> list[list[float]]:
         s, _ = env.reset(seed=args.seed)  # seeded once: a seed on every reset would replay one episode
         for step in range(1, args.total_timesteps + 1):
             # Act and learn from the real outcome, (a)-(d).
-            a = epsilon_greedy(q[s], args.epsilon, draw)
+            alpha = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
+            a = epsilon_greedy(q[s], args.epsilon, rng.random)
             next_s, reward, terminated, truncated, _ = env.step(a)
             outcome = (q[s], a, float(reward), 0.0 if terminated else args.gamma, q[next_s], tried[s])
-            error = update(outcome, args.learning_rate)
+            error = update(outcome, alpha)
 
             # Learn the model, (e). Dyna-Q+ plans untried actions too: at first they lead back to s, unrewarded.
             if args.kappa > 0 and not any(visits[s]):
@@ -314,7 +316,7 @@ def train(args: Args) -> list[list[float]]:
             visits[s][a], tried[s][a] = visits[s][a] + 1, step
 
             # Learn from the model, (f).
-            plan(pairs, args.planning_steps, args.learning_rate, args.kappa, step, draw)
+            plan(pairs, args.planning_steps, alpha, args.kappa, step, rng)
 
             ended = terminated or truncated
             s = env.reset()[0] if ended else next_s

@@ -55,18 +55,18 @@ def test_planning_draws_pairs_and_outcomes_uniformly():
     """Rewards 1 and 3 of one pair are averaged; the other pair gets half of the updates."""
     row = [0.0, 0.0]
     pairs = [[outcome(row, 0, 1.0, 0.0, row), outcome(row, 0, 3.0, 0.0, row)], [outcome(row, 1, 5.0, 0.0, row)]]
-    dyna_q.plan(pairs, 20_000, 0.002, 0.0, 0, random.Random(1).random)
+    dyna_q.plan(pairs, 20_000, 0.002, 0.0, 0, random.Random(1))
     assert row == [pytest.approx(2.0, abs=0.1), pytest.approx(5.0)]
     few = [0.0, 0.0]
     pairs = [[outcome(few, 0, 1.0, 0.0, few)], [outcome(few, 1, 1.0, 0.0, few)]]
-    dyna_q.plan(pairs, 1_000, 1e-6, 0.0, 0, random.Random(1).random)
+    dyna_q.plan(pairs, 1_000, 1e-6, 0.0, 0, random.Random(1))
     assert few == [pytest.approx(5e-4, rel=0.1), pytest.approx(5e-4, rel=0.1)]
 
 
 def test_bonus_grows_with_the_root_of_the_time_since_the_last_trial():
     row = [0.0, 0.0]
     pairs = [[(row, 1, 2.0, 0.0, row, [0, 7])]]
-    dyna_q.plan(pairs, 1, 1.0, 0.5, 23, random.Random(0).random)
+    dyna_q.plan(pairs, 1, 1.0, 0.5, 23, random.Random(0))
     assert row == [0.0, 2.0 + 0.5 * 4.0]  # tau = 23 - 7
 
 
@@ -87,11 +87,19 @@ def test_planning_uses_only_what_was_seen(short_args, monkeypatch):
             assert discount == (0.0 if grid.terminal[next_s] else args.gamma)
 
 
+def test_step_size_falls_to_zero_over_the_run_unless_told_otherwise(short_args, monkeypatch):
+    seen, update = [], dyna_q.update
+    monkeypatch.setattr(dyna_q, "update", lambda outcome, alpha: (seen.append(alpha), update(outcome, alpha))[1])
+    dyna_q.train(short_args("dyna_q", total_timesteps=4, learning_rate=0.5, planning_steps=0))
+    dyna_q.train(short_args("dyna_q", total_timesteps=2, learning_rate=0.5, anneal_lr=False))
+    assert seen == [0.375, 0.25, 0.125, 0.0, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("layout", ["empty", "four_rooms", "maze", "dyna_maze", "cliff"])
 def test_values_converge_to_the_exact_ones(layout, short_args):
     """With alpha 1, random actions from random starts and much planning, Q = Q* in every state that can be left."""
     args = short_args(
-        "dyna_q", layout=layout, grid_size=None, learning_rate=1.0, epsilon=1.0, random_start=True,
+        "dyna_q", layout=layout, grid_size=None, learning_rate=1.0, anneal_lr=False, epsilon=1.0, random_start=True,
         planning_steps=150, total_timesteps=8_000, max_episode_steps=50, eval_every=0,
     )  # fmt: skip
     env = args.make_env()
@@ -116,19 +124,24 @@ def steps_of_episodes(args, seeds, episodes):
 
 @pytest.mark.paper
 def test_dyna_maze(short_args):
-    """Figure 8.2: planning brings the second episode from about a thousand steps to a few dozen. 20 seeds."""
+    """Figure 8.2: planning brings the second episode from hundreds of steps to a few dozen. 20 seeds.
+
+    Without planning the second episode is a random walk but for one pair, and takes 690.7 steps in expectation (solved
+    as a linear system); its standard deviation is about as large.
+    """
     steps = {}
     for planning, total in (0, 40_000), (5, 12_000), (50, 8_000):
         args = short_args(
             "dyna_q", layout="dyna_maze", grid_size=None, step_reward=0.0, goal_reward=1.0, max_episode_steps=20_000,
-            learning_rate=0.1, gamma=0.95, epsilon=0.1, planning_steps=planning, total_timesteps=total, eval_every=0,
+            learning_rate=0.1, anneal_lr=False, gamma=0.95, epsilon=0.1, planning_steps=planning, total_timesteps=total,
+            eval_every=0,
         )  # fmt: skip
         steps[planning] = steps_of_episodes(args, range(1, 21), 50)
     print({planning: row[[1, 2, 4, 9]].round(1).tolist() for planning, row in steps.items()})
     assert steps[50][1] <= 60
     assert steps[50][2] <= 20
     assert steps[5][4] <= 35
-    assert steps[0][1] >= 400
+    assert 400 <= steps[0][1] <= 690.7 + 3 * 690.7 / 20**0.5
     assert steps[0][1:50].sum() / steps[50][1:50].sum() >= 3
 
 
@@ -163,8 +176,8 @@ def test_blocking_maze(short_args, tmp_path):
     for kappa in 0.0, 1e-3:
         args = short_args(
             "dyna_q", env_id="BlockingMaze-v0", grid_size=None, max_episode_steps=3_000, kappa=kappa, gamma=0.95,
-            learning_rate=1.0,
-            planning_steps=50, model_outcomes=1, total_timesteps=3_000, eval_every=0, eval_episodes=1,
+            learning_rate=1.0, anneal_lr=False, planning_steps=50, model_outcomes=1, total_timesteps=3_000, eval_every=0,
+            eval_episodes=1,
         )  # fmt: skip
         for seed in range(1, 21):
             dyna_q.train(dataclasses.replace(args, seed=seed, exp_name=f"kappa{kappa}"))
@@ -176,13 +189,37 @@ def test_blocking_maze(short_args, tmp_path):
     assert np.mean(rewards[1e-3]) >= 80
 
 
+def exact_return(env, action: np.ndarray) -> float:
+    """The expected return of a deterministic policy, action (S,), within the time limit, by backward induction."""
+    value = np.zeros(len(action))
+    for _ in range(env.spec.max_episode_steps):
+        outcomes = [env.unwrapped.P[s][int(a)] for s, a in enumerate(action)]
+        value = np.array([sum(p * (r + (1 - end) * value[t]) for p, t, r, end in each) for each in outcomes])
+    return float(env.unwrapped.initial_state_distrib @ value)
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("env_id", ["FrozenLake-v1", "Taxi-v4", "CliffWalking-v1"])
+def test_ends_within_a_tenth_of_the_optimum_elsewhere(env_id, short_args):
+    """The greedy policy is solved exactly, not sampled: a slippery FrozenLake hides a bad one in ten episodes."""
+    args, returns = short_args("dyna_q", env_id=env_id, grid_size=None, total_timesteps=50_000, eval_every=0), []
+    env = args.make_env()
+    for seed in range(1, 11):
+        q = dyna_q.train(dataclasses.replace(args, seed=seed))
+        returns.append(exact_return(env, np.array(q).argmax(axis=1)))
+    best = gridworld.optimal_return(env)
+    print(env_id, "optimum", round(best, 3), "seeds", np.round(returns, 3).tolist())
+    assert min(returns) >= best - 0.1 * abs(best)
+
+
 # (what stands there, a known misreading, the test that must notice); python -m pytest -m mutants
 MUTANTS = [
     ("reward + discount * max(next_row) - row[action]\n    row", "reward + discount * next_row[0] - row[action]\n    row", "update_by_hand"),
     ("0.0 if terminated else args.gamma", "args.gamma", "uses_only_what_was_seen"),
     ("0.0 if terminated else args.gamma", "0.0 if terminated or truncated else args.gamma", "converge_to_the_exact"),
     ("actions[int(draw() * len(actions))]", "actions[0]", "ties_are_broken"),
-    ("pairs[int(draw() * count)]", "pairs[-1]", "uniformly"),
+    ("in rng.choices(pairs, k=steps)", "in [pairs[-1]] * steps", "uniformly"),
+    ("1 - step / args.total_timesteps if args.anneal_lr else 1", "1", "falls_to_zero"),
     ("outcomes[int(draw() * len(outcomes))]", "outcomes[-1]", "uniformly"),
     ("math.sqrt(now - tried[action])", "math.sqrt(now)", "root_of_the_time"),
     ("outcomes[visits % capacity] = outcome", "pass", "latest_outcomes"),
