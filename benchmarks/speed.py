@@ -1,0 +1,70 @@
+"""How fast the inner loops are, beside the way they are often written: CPU seconds of one thread, in turns, medians.
+
+Run:   python benchmarks/speed.py
+Writes results/speed.csv. Quote the ratios: the figures themselves depend on the machine and on who else uses it.
+"""
+
+import csv
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import dyna_q  # noqa: E402
+import gridworld  # noqa: E402
+
+
+def in_turns(work: dict[str, Callable[[], None]], rounds: int = 7) -> dict[str, float]:
+    """Median CPU seconds of each piece of work, done in turns, so that a slow minute of the machine is shared."""
+    seconds = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, do in work.items():
+            start = time.process_time()
+            do()
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def dyna_q_planning() -> dict[str, float]:
+    """Planning updates per second from a full model of the four rooms: `dyna_q.plan` against a dict of arrays."""
+    grid = gridworld.GridWorldEnv(13, "four_rooms", observation="index")
+    outcomes = [
+        (s, a, grid.reward.item(s, a), grid.next_state.item(s, a), grid.terminal.item(grid.next_state[s, a]))
+        for s, a in np.ndindex(grid.n_states, 4)
+    ]
+    q, tried = ([[0.0] * 4 for _ in range(grid.n_states)] for _ in range(2))
+    pairs = [[(q[s], a, r, 0.0 if end else 0.99, q[t], tried[s])] * 10 for s, a, r, t, end in outcomes]
+    arrays = {s: np.zeros(4) for s in range(grid.n_states)}
+    model = {(s, a): (r, t, end) for s, a, r, t, end in outcomes}
+    updates, rng, generator = 50_000, random.Random(1), np.random.default_rng(1)
+
+    def lists() -> None:
+        for now in range(updates // 50):  # 50 planning steps at a time, as in a run
+            dyna_q.plan(pairs, 50, 0.1, 0.0, now, rng)
+
+    def dict_of_arrays() -> None:
+        for _ in range(updates // 50):
+            keys = list(model)
+            for i in generator.integers(len(keys), size=50):
+                s, a = keys[i]
+                reward, next_s, end = model[s, a]
+                arrays[s][a] += 0.1 * (reward + 0.99 * (not end) * np.max(arrays[next_s]) - arrays[s][a])
+
+    return {name: updates / seconds for name, seconds in in_turns({"lists": lists, "arrays": dict_of_arrays}).items()}
+
+
+if __name__ == "__main__":
+    planning = dyna_q_planning()
+    rows = [("dyna_q.py: planning updates/s", planning["lists"], "a dict of arrays", planning["arrays"])]
+    with open(ROOT / "results" / "speed.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("what", "here", "beside", "there", "ratio")])
+        for what, here, beside, there in rows:
+            csv.writer(file).writerow((what, f"{here:.0f}", beside, f"{there:.0f}", f"{here / there:.1f}"))
+            print(f"{what}: {here:,.0f}, {beside} {there:,.0f}, ratio {here / there:.1f}")
