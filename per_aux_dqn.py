@@ -97,13 +97,9 @@ class Args(gridworld.EnvArgs):
     next_obs_weight: float = 0.01
     """Weight of the loss of the next observation's prediction."""
     augmentation: Literal["none", "noise", "dropout", "scaling"] = "scaling"
-    """What is done to replayed observations: Gaussian noise, dropped features, a change of scale."""
-    noise: float = 0.02
-    """Standard deviation of the noise."""
-    dropout: float = 0.1
-    """Chance that a feature is set to 0."""
-    scaling: float = 0.2
-    """Scales are drawn between 1 - this and 1 + this."""
+    """What is done to replayed observations: Gaussian noise is added, features are set to 0, the scale is changed."""
+    strength: float = 0.2
+    """Of it: standard deviation of the noise, chance that a feature is dropped, scales from 1 - this to 1 + this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,8 +107,7 @@ class Args(gridworld.EnvArgs):
         self.check(num_envs=(1, 4_096), learning_rate=(0, 1), gamma=(0, 1), buffer_size=(1, 1e8), batch_size=(1, 1e6))
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
         self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1))
-        self.check(alpha=(0, 10), beta=(0, 1), reward_weight=(0, 1e6), next_obs_weight=(0, 1e6))
-        self.check(noise=(0, 1e6), dropout=(0, 1), scaling=(0, 1))
+        self.check(alpha=(0, 10), beta=(0, 1), reward_weight=(0, 1e6), next_obs_weight=(0, 1e6), strength=(0, 1))
 
 
 # ----------------------------------------------------------------------------- the maths
@@ -243,7 +238,7 @@ class ReplayBuffer:
         if self.tree:  # one from each of B equal parts of the mass, appendix B.2.1
             total = self.tree.sums[1]
             rows = self.tree.find((np.arange(batch_size) + rng.random(batch_size)) / batch_size * total)
-            rows = np.minimum(rows, len(self) - 1)  # rounding may lead one past the last
+            rows = np.minimum(rows, len(self) - 1)  # rounding may lead past the last
             weight = importance_weight(self.tree.sums[rows + self.tree.leaves] / total, len(self), beta)
         else:
             rows, weight = rng.integers(len(self), size=batch_size), np.ones(batch_size)
@@ -260,16 +255,16 @@ class ReplayBuffer:
         return self.tree.sums[self.tree.leaves :][: len(self)]
 
 
-def draw_augmentation(args: Args, shape: tuple[int, int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A scale and a shift for B observations, D5: obs * scale + shift; each (B, D), (B, 1) or (1, 1)."""
-    scale, shift = np.ones((1, 1)), np.zeros((1, 1))
-    if args.augmentation == "noise":
-        shift = args.noise * rng.standard_normal(shape)
-    elif args.augmentation == "dropout":
-        scale = rng.random(shape) >= args.dropout
-    elif args.augmentation == "scaling":
-        scale = rng.uniform(1 - args.scaling, 1 + args.scaling, size=(shape[0], 1))
-    return torch.from_numpy(np.float32(scale)), torch.from_numpy(np.float32(shift))
+def draw_augmentation(kind: str, strength: float, shape: tuple[int, int], rng: np.random.Generator) -> tuple:
+    """Scale and shift, D5, of an augmentation obs * scale + shift of B observations: (B, D), (B, 1) or () each."""
+    scale, shift = 1.0, 0.0
+    if kind == "noise":
+        shift = strength * rng.standard_normal(shape)
+    elif kind == "dropout":
+        scale = rng.random(shape) >= strength
+    elif kind == "scaling":
+        scale = rng.uniform(1 - strength, 1 + strength, size=(shape[0], 1))
+    return torch.tensor(scale, dtype=torch.float32), torch.tensor(shift, dtype=torch.float32)
 
 
 # ----------------------------------------------------------------------------- shared by every script
@@ -446,7 +441,8 @@ def train(args: Args) -> QNetwork:
                     column.to(args.device) for column in batch
                 )
                 if args.augmentation != "none":
-                    scale, shift = (x.to(args.device) for x in draw_augmentation(args, b_obs.shape, rng))
+                    drawn = draw_augmentation(args.augmentation, args.strength, b_obs.shape, rng)
+                    scale, shift = (x.to(args.device) for x in drawn)
                     b_obs, b_next_obs = b_obs * scale + shift, b_next_obs * scale + shift
                 with torch.no_grad():
                     y = td_target(b_reward, b_terminated, target(b_next_obs), args.gamma)  # (B,)
@@ -454,10 +450,12 @@ def train(args: Args) -> QNetwork:
                 error = td_error(network.q_head(features), b_action, y)
                 losses = {"td_loss": td_loss(error, b_weight)}
                 if args.auxiliary:
-                    predicted, reward = network.next_obs_head(features), network.reward_head(features)
-                    losses["reward_loss"] = args.reward_weight * reward_loss(reward, b_action, b_reward)
-                    next_obs = next_obs_loss(predicted, b_action, b_next_obs, b_terminated)
-                    losses["next_obs_loss"] = args.next_obs_weight * next_obs
+                    r_loss = reward_loss(network.reward_head(features), b_action, b_reward)
+                    s_loss = next_obs_loss(network.next_obs_head(features), b_action, b_next_obs, b_terminated)
+                    losses |= {
+                        "reward_loss": args.reward_weight * r_loss,
+                        "next_obs_loss": args.next_obs_weight * s_loss,
+                    }
                 optimizer.zero_grad()
                 sum(losses.values()).backward()
                 optimizer.step()
@@ -467,9 +465,8 @@ def train(args: Args) -> QNetwork:
                 run.log({f"losses/{name}": value.item() for name, value in losses.items()})
                 run.log({"losses/mean_target": y.mean().item()})
                 if args.prioritized:
-                    stored = buffer.priorities()
                     run.log({"replay/beta": beta, "replay/smallest_weight": b_weight.min().item()})
-                    run.log({f"replay/priority_p{p}": np.percentile(stored, p) for p in (5, 50, 95)})
+                    run.log({f"replay/priority_p{p}": np.percentile(buffer.priorities(), p) for p in (5, 50, 95)})
             if times_due(step, args.target_network_frequency, args.num_envs):
                 torch._foreach_copy_(list(target.parameters()), list(network.parameters()))
             run.evaluate(greedy)
@@ -480,15 +477,11 @@ def train(args: Args) -> QNetwork:
             panel = (q.max(axis=1), q.argmax(axis=1), None)
             run.picture("policy", gridworld.draw(run.env, {"max Q(s, a) and the greedy action": panel}))
             if args.prioritized:
-                every = torch.as_tensor(
-                    gridworld.observe_all(run.env)
-                )  # (S, D): which state was stored is seen by its obs
-                state = torch.cdist(buffer.obs[: len(buffer)], every).argmin(dim=1).numpy()
-                share = np.bincount(state, buffer.priorities(), len(every)) / buffer.priorities().sum()
-                run.picture(
-                    "replay",
-                    gridworld.draw(run.env, {"chance that a replayed transition starts here": (share, None, None)}),
-                )
+                number = {obs.tobytes(): state for state, obs in enumerate(gridworld.observe_all(run.env))}
+                state = [number[obs.tobytes()] for obs in buffer.views[0][: len(buffer)]]
+                share = np.bincount(state, buffer.priorities(), len(number)) / buffer.priorities().sum()
+                title = "chance that a replayed transition starts here"
+                run.picture("replay", gridworld.draw(run.env, {title: (share, None, None)}))
         run.finish(greedy, network.state_dict())
     return network
 

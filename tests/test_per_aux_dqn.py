@@ -153,9 +153,9 @@ def test_auxiliary_losses_change_what_q_becomes(short_args):
 
 
 @pytest.mark.parametrize("kind", ["none", "noise", "dropout", "scaling"])
-def test_augmentations(kind, short_args):
-    args = short_args("per_aux_dqn", augmentation=kind, noise=0.5, dropout=0.25, scaling=0.2)
-    scale, shift = per_aux_dqn.draw_augmentation(args, (4_000, 3), np.random.default_rng(0))
+def test_augmentations(kind):
+    strength = {"none": 9.0, "noise": 0.5, "dropout": 0.25, "scaling": 0.2}[kind]
+    scale, shift = per_aux_dqn.draw_augmentation(kind, strength, (4_000, 3), np.random.default_rng(0))
     assert (scale.float().mean().item(), shift.mean().item()) == pytest.approx(
         (0.75 if kind == "dropout" else 1.0, 0.0), abs=0.02
     )
@@ -271,5 +271,5 @@ MUTANTS = [
     ("network.next_obs_head(features)", "network.next_obs_head(features.detach())", "change_what_q_becomes"),
     ("b_next_obs * scale + shift", "b_next_obs", "augmented_alike"),
     ("(1.0 - terminated) * next_q", "next_q", "through_termination"),
-    ("self.tree.sums[rows + self.tree.leaves] / total, len(self), beta", "self.tree.sums[rows + self.tree.leaves] / total, self.capacity, beta ** 2", "proportion_to_their"),
+    ("self.tree.sums[rows + self.tree.leaves] / total, len(self), beta", "self.tree.sums[rows + self.tree.leaves] / total, len(self), 1 - beta", "proportion_to_their"),
 ]  # fmt: skip
