@@ -5,8 +5,8 @@ Paper: Andrychowicz et al. (2017), Hindsight Experience Replay, NIPS, arXiv:1707
 Run:   python her.py --grid-size 8
 Differences from the paper:
     D1. Adam with the Huber loss; its targets are not clipped to the range of possible values (appendix A).
-    D2. Only termination ends the return: a transition cut by the time limit bootstraps (Pardo et al. 2018). An episode ends
-        where it reaches its goal, so hindsight recomputes the end too; in the paper episodes have one length and no end.
+    D2. Only termination ends the return: a transition cut by the time limit bootstraps (Pardo et al. 2018). An episode
+        that reaches its goal ends, so hindsight recomputes the end too; in the paper all are equally long (appendix A).
     D3. Several environments are stepped side by side; there is still one update per `train_frequency` steps of all.
     D4. What an episode did for its own goal is stored at once and what it did in hindsight at its end, while updates go
         on; in the paper 16 episodes and 40 updates alternate, with a target network that moves by 5 % in between.
@@ -14,7 +14,7 @@ Differences from the paper:
 """
 
 import dataclasses
-import itertools
+import functools
 import json
 import random
 import re
@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -72,6 +72,8 @@ class Args(gridworld.EnvArgs):
     """Goals for hindsight: achieved later in the episode, at its end, anywhere in it, anywhere in training, or none."""
     k: int = 4
     """Goals for each transition, beside its own; `final` has one."""
+    goal_steps: int = 50
+    """Steps after which training cuts an episode, for the next goal; evaluation keeps to --max-episode-steps."""
     num_envs: int = 4
     """Environments stepped side by side."""
     learning_rate: float = 1e-3
@@ -100,38 +102,31 @@ class Args(gridworld.EnvArgs):
         self.check_run()
         self.check(num_envs=(1, 4_096), learning_rate=(0, 1), gamma=(0, 1), buffer_size=(1, 1e8), batch_size=(1, 1e6))
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
-        self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), k=(1, 1_000))
-        env = self.make_env(flatten=False, **self.any_goal())
-        parts = getattr(env.observation_space, "spaces", {})
-        if not (
-            {"observation", "achieved_goal", "desired_goal"} <= set(parts) and hasattr(env.unwrapped, "compute_reward")
-        ):
-            raise ValueError(f"--env-id must have goals (see --help), as GoalGridWorld-v0 has; {self.env_id} has none")
+        self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1))
+        self.check(k=(1, 1_000), goal_steps=(1, 1e9))
+        env, needed = self.make_env(flatten=False, **self.training()), {"observation", "achieved_goal", "desired_goal"}
+        if needed - set(getattr(env.observation_space, "spaces", ())) or not hasattr(env.unwrapped, "compute_reward"):
+            raise ValueError(f"--env-id must have goals, as GoalGridWorld-v0 has (see --help); {self.env_id} has none")
 
-    def any_goal(self) -> dict[str, bool]:
-        """What makes the task that of all goals; environments but the grid worlds draw goals anyway."""
-        return {"random_goal": True} if self.env_id in gridworld.GRID_IDS else {}
+    def training(self) -> dict[str, Any]:
+        """What training changes of the task: a grid world draws a goal for each episode, and episodes are shorter."""
+        limit = min(self.make_env().spec.max_episode_steps, self.goal_steps)
+        return {"max_episode_steps": limit} | ({"random_goal": True} if self.env_id in gridworld.GRID_IDS else {})
 
     def make_env(self, flatten: bool = True, **changes) -> gym.Env:
         """As EnvArgs.make_env, but the flat observation is s || g."""
         env = super().make_env(False, **changes)
-        if not flatten or "desired_goal" not in getattr(env.observation_space, "spaces", {}):
-            return env
-
-        def observe(obs: dict[str, np.ndarray]) -> np.ndarray:
-            return join(env.observation_space, {name: [value] for name, value in obs.items()})[0]
-
-        shown = spaces.Box(-np.inf, np.inf, observe(env.observation_space.sample()).shape, np.float32)
-        return gym.wrappers.TransformObservation(env, observe, shown)
+        if flatten and "desired_goal" in getattr(space := env.observation_space, "spaces", {}):
+            shown = spaces.Box(-np.inf, np.inf, join(space, space.sample()).shape, np.float32)
+            env = gym.wrappers.TransformObservation(env, functools.partial(join, space), shown)
+        return env
 
 
 # ----------------------------------------------------------------------------- the maths
 # Pure functions. B batch, A actions, T steps of an episode, N hindsight transitions, G parts of a goal.
 
 
-def hindsight_goals(
-    strategy: str, k: int, achieved: np.ndarray, seen: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def hindsight_goals(strategy: str, k: int, achieved: np.ndarray, seen: np.ndarray, rng) -> tuple[np.ndarray, ...]:
     """Which transitions of an episode to replay, t (N,) int64, and the goal g' of each, (N, G); section 4.5.
 
     achieved (T + 1, G) is m(s_0) ... m(s_T), seen (M, G) what was achieved in training so far. future draws k goals for
@@ -145,9 +140,7 @@ def hindsight_goals(
     return t, achieved[rng.integers(first, end, size=len(t))]
 
 
-def relabel(
-    env: gym.Env, obs: np.ndarray, achieved: np.ndarray, action: np.ndarray, t: np.ndarray, goal: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def relabel(env: gym.Env, obs, achieved, action, t, goal) -> tuple[np.ndarray, ...]:
     """The transitions t of an episode as if their goal had been g': s_t || g', a_t, r', s_{t+1} || g', terminated'.
 
     r' = r(m(s_{t+1}), g'), and so is terminated': the environment computes them from what was achieved after the action
@@ -162,14 +155,15 @@ def relabel(
 
 
 def join(space: spaces.Dict, obs: dict[str, np.ndarray]) -> np.ndarray:
-    """The network's input s || g, from batches of both: (N, ...) each -> (N, D) float32; Discrete parts as one-hot."""
-    parts = []
+    """The network's input s || g, of one observation or a batch: (..., D) float32; Discrete parts as one-hot."""
+    columns = []
     for name in "observation", "desired_goal":
-        values, part = np.asarray(obs[name]), space[name]
+        part, values = space[name], np.asarray(obs[name])
         if isinstance(part, spaces.Discrete):
-            values = np.eye(part.n)[values - part.start]
-        parts.append(values.reshape(len(values), -1))
-    return np.concatenate(parts, axis=1, dtype=np.float32)
+            columns.append(np.eye(part.n)[values - part.start])
+        else:
+            columns.append(values.reshape(*values.shape[: values.ndim - len(part.shape)], -1))
+    return np.concatenate(columns, axis=-1, dtype=np.float32)
 
 
 def goals_reached(env: gym.Env, policy) -> np.ndarray:
@@ -184,10 +178,9 @@ def goals_reached(env: gym.Env, policy) -> np.ndarray:
             break
         slip = grid.cumulative[state, policy(grid.observe(state))]  # as GridWorldEnv.step, for all goals at once
         state = grid.next_state[state, (rng.random((len(state), 1)) >= slip).sum(axis=1)]
-    starts, reached = (
-        np.bincount(grid.goal_of[s], minlength=len(grid.cells)) for s in (state, state[grid.at_goal[state]])
-    )
-    return np.where(starts > 0, reached / np.maximum(starts, 1), np.nan)
+    goal, n = grid.goal_of[state], len(grid.cells)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(goal, grid.at_goal[state], n) / np.bincount(goal, minlength=n)
 
 
 def td_target(reward: Tensor, terminated: Tensor, next_q: Tensor, gamma: float) -> Tensor:
@@ -392,7 +385,7 @@ class Run:
 def train(args: Args) -> QNetwork:
     """Train one agent, log to TensorBoard, return its network."""
     rng = seed_everything(args.seed)
-    envs = args.make_vec(args.num_envs, flatten=False, **args.any_goal())
+    envs = args.make_vec(args.num_envs, flatten=False, **args.training())
     space, n_actions = envs.single_observation_space, int(envs.single_action_space.n)
     env, obs_dim = args.make_env(flatten=False), args.make_env().observation_space.shape[0]
     network, target = (QNetwork(obs_dim, n_actions).to(args.device) for _ in range(2))
@@ -401,8 +394,7 @@ def train(args: Args) -> QNetwork:
     buffer = ReplayBuffer(args.buffer_size, obs_dim)
     episodes: list[list[tuple]] = [[] for _ in range(args.num_envs)]  # what each environment did since its reset
     is_grid = args.env_id in gridworld.GRID_IDS
-    if is_grid:
-        goals = args.make_env(flatten=False, random_goal=True, random_start=False)
+    goals = args.make_env(flatten=False, random_goal=True, random_start=False) if is_grid else None
     seen = np.zeros((args.buffer_size, *space["achieved_goal"].shape), space["achieved_goal"].dtype)
 
     @torch.no_grad()
@@ -420,8 +412,9 @@ def train(args: Args) -> QNetwork:
             ended, last_obs = terminated | truncated, next_obs
             if ended.any():  # next_obs already is the first of the next episode there
                 last_obs = {name: values.copy() for name, values in next_obs.items()}
-                for i, name in itertools.product(np.flatnonzero(ended), space):
-                    last_obs[name][i] = info["final_obs"][i][name]
+                for i in np.flatnonzero(ended):
+                    for name in last_obs:
+                        last_obs[name][i] = info["final_obs"][i][name]
             buffer.add(join(space, obs), action, reward, join(space, last_obs), terminated)
             seen[np.arange(step - args.num_envs, step) % len(seen)] = last_obs["achieved_goal"]
 
@@ -457,16 +450,15 @@ def train(args: Args) -> QNetwork:
                 reached = goals_reached(goals, lambda observed: greedy(join(space, observed)))  # (cells,)
                 run.log({"eval/goal_success": np.nanmean(reached)})
 
-        note = ""
         if is_grid:
             grid = run.env.unwrapped
             with torch.no_grad():
-                everywhere = join(space, grid.observe(np.arange(grid.n_states)))
-                q = network(torch.as_tensor(everywhere, device=args.device)).cpu().numpy()
+                obs = join(space, grid.observe(np.arange(grid.n_states)))
+                q = network(torch.as_tensor(obs, device=args.device)).cpu().numpy()
             panels = {"max Q(s, a, G) and the greedy action": (q.max(axis=1), q.argmax(axis=1), None)}
-            panels["share of starts that reach each cell as goal"] = (reached[grid.cell_of], None, (0, 1))
+            panels["chance to reach each cell as goal"] = (reached[grid.cell_of], None, (0, 1))
             run.picture("policy", gridworld.draw(run.env, panels))
-            note = f"; reaches {np.nanmean(reached):.1%} of all goals"
+        note = f"; reaches {np.nanmean(reached):.1%} of all goals" if is_grid else ""
         run.finish(greedy, network.state_dict(), note)
     return network
 
