@@ -1,20 +1,17 @@
-"""Hindsight experience replay (HER): a goal-conditioned DQN that also learns from what it achieved instead of its goal.
+"""Hindsight experience replay (HER): a goal-conditioned DQN that also learns from the goals it reached by accident.
 
 Paper: Andrychowicz et al. (2017), Hindsight Experience Replay, NIPS, arXiv:1707.01495; its algorithm 1, sections and
-       appendix are cited here. DQN and its equations (1)-(3) are as in dqn.py.
+       appendix A are cited here. DQN and its equations (1)-(3) are those of dqn.py.
 Run:   python her.py --grid-size 8
 Differences from the paper:
-    D1. Adam with the Huber loss; its targets are not clipped to the range of possible values (appendix A).
+    D1. Adam with the Huber loss; targets are not clipped to the range of possible values.
     D2. Only termination ends the return: a transition cut by the time limit bootstraps (Pardo et al. 2018). An episode
-        that reaches its goal ends, so hindsight recomputes the end too; in the paper all are equally long (appendix A).
+        that reaches its goal ends, so hindsight recomputes the end too; in the paper all episodes are equally long.
     D3. Several environments are stepped side by side; there is still one update per `train_frequency` steps of all.
-    D4. What an episode did for its own goal is stored at once and what it did in hindsight at its end, while updates go
-        on; in the paper 16 episodes and 40 updates alternate, with a target network that moves by 5 % in between.
-    D5. `random` draws from the last `buffer_size` goals achieved, not from all.
+    D4. Updates go on during episodes; in the paper 16 episodes and 40 updates alternate, then the target moves by 5 %.
 """
 
 import dataclasses
-import functools
 import json
 import random
 import re
@@ -31,7 +28,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from gymnasium import spaces
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
@@ -43,21 +39,19 @@ import gridworld
 
 @dataclasses.dataclass(frozen=True)
 class Args(gridworld.EnvArgs):
-    """Train a deep Q-network for many goals. --env-id takes environments with goals, in the form of gymnasium-robotics;
-    training draws them at random, eval/return and eval/score are for going from S to G."""
+    """Train a deep Q-network for all goals of an environment; eval/return and eval/score are still those of G alone."""
 
     env_id: str = "GoalGridWorld-v0"
-    """Any Gymnasium id with discrete actions, a Dict observation of observation, achieved_goal and desired_goal, and
-    compute_reward (without compute_terminated, no transition ends in hindsight); module:Name-v0 imports the module."""
+    """Any Gymnasium id with discrete actions and goals in the form of gymnasium-robotics; module:Name-v0 works, too."""
     exp_name: str = "her"
     """Name of the algorithm in run folders and reports."""
     seed: int = 1
     """Seed of the environments, the network and the exploration; the same seed gives the same run."""
-    total_timesteps: int = 30_000
+    total_timesteps: int = 40_000
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""
-    eval_every: int = 500
+    eval_every: int = 1_000
     """Environment steps between evaluations of the greedy policy; 0 leaves only the last one."""
     eval_episodes: int = 10
     """Episodes in an evaluation, played side by side."""
@@ -73,16 +67,16 @@ class Args(gridworld.EnvArgs):
     k: int = 4
     """Goals for each transition, beside its own; `final` has one."""
     goal_steps: int = 50
-    """Steps after which training cuts an episode, for the next goal; evaluation keeps to --max-episode-steps."""
+    """Steps after which training gives a goal up and cuts the episode; evaluation keeps to --max-episode-steps."""
     num_envs: int = 4
     """Environments stepped side by side."""
     learning_rate: float = 1e-3
     """Step size of Adam."""
     gamma: float = 0.95
     """Discount per step."""
-    buffer_size: int = 50_000
+    buffer_size: int = 200_000
     """Transitions kept for replay; the oldest are overwritten."""
-    batch_size: int = 64
+    batch_size: int = 256
     """Transitions in an update."""
     learning_starts: int = 500
     """Environment steps before the first update."""
@@ -102,14 +96,13 @@ class Args(gridworld.EnvArgs):
         self.check_run()
         self.check(num_envs=(1, 4_096), learning_rate=(0, 1), gamma=(0, 1), buffer_size=(1, 1e8), batch_size=(1, 1e6))
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
-        self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1))
-        self.check(k=(1, 1_000), goal_steps=(1, 1e9))
+        self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), k=(1, 1_000), goal_steps=(1, 1e9))
         env, needed = self.make_env(flatten=False, **self.training()), {"observation", "achieved_goal", "desired_goal"}
         if needed - set(getattr(env.observation_space, "spaces", ())) or not hasattr(env.unwrapped, "compute_reward"):
-            raise ValueError(f"--env-id must have goals, as GoalGridWorld-v0 has (see --help); {self.env_id} has none")
+            raise ValueError(f"--env-id must have goals, as GoalGridWorld-v0 does (see --help); {self.env_id} has none")
 
     def training(self) -> dict[str, Any]:
-        """What training changes of the task: a grid world draws a goal for each episode, and episodes are shorter."""
+        """What training changes of the task: episodes are short, and a grid world draws a goal for each."""
         limit = min(self.make_env().spec.max_episode_steps, self.goal_steps)
         return {"max_episode_steps": limit} | ({"random_goal": True} if self.env_id in gridworld.GRID_IDS else {})
 
@@ -117,70 +110,13 @@ class Args(gridworld.EnvArgs):
         """As EnvArgs.make_env, but the flat observation is s || g."""
         env = super().make_env(False, **changes)
         if flatten and "desired_goal" in getattr(space := env.observation_space, "spaces", {}):
-            shown = spaces.Box(-np.inf, np.inf, join(space, space.sample()).shape, np.float32)
-            env = gym.wrappers.TransformObservation(env, functools.partial(join, space), shown)
+            shown = gym.spaces.Box(-np.inf, np.inf, join(space, space.sample()).shape, np.float32)
+            env = gym.wrappers.TransformObservation(env, lambda obs: join(space, obs), shown)
         return env
 
 
 # ----------------------------------------------------------------------------- the maths
 # Pure functions. B batch, A actions, T steps of an episode, N hindsight transitions, G parts of a goal.
-
-
-def hindsight_goals(strategy: str, k: int, achieved: np.ndarray, seen: np.ndarray, rng) -> tuple[np.ndarray, ...]:
-    """Which transitions of an episode to replay, t (N,) int64, and the goal g' of each, (N, G); section 4.5.
-
-    achieved (T + 1, G) is m(s_0) ... m(s_T), seen (M, G) what was achieved in training so far. future draws k goals for
-    each t from m(s_{t+1}) ... m(s_T), episode from m(s_0) ... m(s_T), random from `seen`; final takes m(s_T), once.
-    """
-    end = len(achieved)  # T + 1
-    t = np.tile(np.arange(end - 1), {"none": 0, "final": 1}.get(strategy, k))
-    if strategy == "random":
-        return t, seen[rng.integers(len(seen), size=len(t))]
-    first = {"future": t + 1, "final": end - 1}.get(strategy, 0)
-    return t, achieved[rng.integers(first, end, size=len(t))]
-
-
-def relabel(env: gym.Env, obs, achieved, action, t, goal) -> tuple[np.ndarray, ...]:
-    """The transitions t of an episode as if their goal had been g': s_t || g', a_t, r', s_{t+1} || g', terminated'.
-
-    r' = r(m(s_{t+1}), g'), and so is terminated': the environment computes them from what was achieved after the action
-    (sections 3.3 and 4.1). obs (T + 1, ...), achieved (T + 1, G), action (T,) or longer; t (N,) int64 and goal (N, G).
-    Returns columns of N rows, for ReplayBuffer.add.
-    """
-    task, arrived = env.unwrapped, achieved[t + 1]
-    reward = task.compute_reward(arrived, goal, {})
-    terminated = task.compute_terminated(arrived, goal, {}) if hasattr(task, "compute_terminated") else False
-    s, next_s = (join(env.observation_space, {"observation": obs[i], "desired_goal": goal}) for i in (t, t + 1))
-    return s, action[t], reward, next_s, np.broadcast_to(terminated, len(t))
-
-
-def join(space: spaces.Dict, obs: dict[str, np.ndarray]) -> np.ndarray:
-    """The network's input s || g, of one observation or a batch: (..., D) float32; Discrete parts as one-hot."""
-    columns = []
-    for name in "observation", "desired_goal":
-        part, values = space[name], np.asarray(obs[name])
-        if isinstance(part, spaces.Discrete):
-            columns.append(np.eye(part.n)[values - part.start])
-        else:
-            columns.append(values.reshape(*values.shape[: values.ndim - len(part.shape)], -1))
-    return np.concatenate(columns, axis=-1, dtype=np.float32)
-
-
-def goals_reached(env: gym.Env, policy) -> np.ndarray:
-    """The share of starts from which `policy` reaches each cell in time, when that is the goal: (cells,), NaN if never.
-
-    env is a grid world that draws goals at random; policy maps its observations (N, ...) to actions (N,).
-    """
-    grid, rng = env.unwrapped, np.random.default_rng(10_000)
-    state = grid.start_states  # (N,), one for each start and goal
-    for _ in range(env.spec.max_episode_steps):
-        if grid.terminal[state].all():
-            break
-        slip = grid.cumulative[state, policy(grid.observe(state))]  # as GridWorldEnv.step, for all goals at once
-        state = grid.next_state[state, (rng.random((len(state), 1)) >= slip).sum(axis=1)]
-    goal, n = grid.goal_of[state], len(grid.cells)
-    with np.errstate(invalid="ignore"):
-        return np.bincount(goal, grid.at_goal[state], n) / np.bincount(goal, minlength=n)
 
 
 def td_target(reward: Tensor, terminated: Tensor, next_q: Tensor, gamma: float) -> Tensor:
@@ -208,6 +144,56 @@ def linear_schedule(start: float, end: float, duration: float, step: int) -> flo
 def times_due(step: int, every: int, stride: int) -> int:
     """How many multiples of `every` lie in (step - stride, step]: what is due after `stride` more steps."""
     return step // every - (step - stride) // every
+
+
+def hindsight_goals(strategy: str, k: int, achieved: np.ndarray, seen: np.ndarray, rng) -> tuple[np.ndarray, ...]:
+    """S of algorithm 1 (section 4.5): the transitions of an episode to replay, t (N,) int64, each with a goal (N, G).
+
+    achieved (T + 1, G) is m(s_0) ... m(s_T); seen (M, G) is what was achieved in training so far. Each t gets k goals:
+    `future` draws from m(s_{t+1}) ... m(s_T), `episode` from m(s_0) ... m(s_T), `random` from seen; `final` is m(s_T).
+    """
+    t = np.tile(np.arange(len(achieved) - 1), 1 if strategy == "final" else k)
+    pool = seen if strategy == "random" else achieved
+    first = {"future": t + 1, "final": len(pool) - 1}.get(strategy, 0)
+    return t, pool[rng.integers(first, len(pool), size=len(t))]
+
+
+def relabel(env: gym.Env, obs, achieved, action, t, goal) -> tuple[np.ndarray, ...]:
+    """The transitions t of an episode as if g' had been its goal: s_t || g', a_t, r', s_{t+1} || g', terminated'.
+
+    r' = r(m(s_{t+1}), g') and terminated' are the environment's (section 4.1); without compute_terminated nothing ends.
+    obs (T + 1, ...), achieved (T + 1, G), action (T,), t (N,) int64, goal (N, G). Returns columns for ReplayBuffer.add.
+    """
+    task, arrived = env.unwrapped, achieved[t + 1]
+    reward = task.compute_reward(arrived, goal, {})
+    terminated = task.compute_terminated(arrived, goal, {}) if hasattr(task, "compute_terminated") else False
+    s, next_s = (join(env.observation_space, {"observation": obs[i], "desired_goal": goal}) for i in (t, t + 1))
+    return s, action[t], reward, next_s, np.broadcast_to(terminated, len(t))
+
+
+def join(space: gym.spaces.Dict, obs: dict[str, np.ndarray]) -> np.ndarray:
+    """The network's input s || g, of an observation or a batch of them: (..., D) float32; Discrete parts as one-hot."""
+    columns = []
+    for name in "observation", "desired_goal":
+        part, values = space[name], np.asarray(obs[name])
+        batch = values.shape[: values.ndim - len(part.shape)]
+        values = np.eye(part.n)[values - part.start] if isinstance(part, gym.spaces.Discrete) else values
+        columns.append(values.reshape(*batch, gym.spaces.flatdim(part)))
+    return np.concatenate(columns, axis=-1, dtype=np.float32)
+
+
+def goals_reached(env: gym.Env, policy) -> np.ndarray:
+    """How often `policy` reaches each cell in time when that is the goal: (cells,), NaN for a cell that is never one.
+
+    env is a grid world that draws goals, each start and goal is tried once; policy maps observations (N, ...) to (N,).
+    """
+    grid, rng = env.unwrapped, np.random.default_rng(10_000)
+    state, left = grid.start_states, env.spec.max_episode_steps
+    while left and not grid.terminal[state].all():  # as GridWorldEnv.step, for all goals at once
+        slip = grid.cumulative[state, policy(grid.observe(state))]
+        state, left = grid.next_state[state, (rng.random((len(state), 1)) >= slip).sum(axis=1)], left - 1
+    hits, tries = (np.bincount(grid.goal_of[state], w, len(grid.cells)) for w in (grid.at_goal[state], None))
+    return hits / np.where(tries > 0, tries, np.nan)
 
 
 # ----------------------------------------------------------------------------- network and buffer
@@ -392,10 +378,10 @@ def train(args: Args) -> QNetwork:
     target.requires_grad_(False).load_state_dict(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, fused=True)
     buffer = ReplayBuffer(args.buffer_size, obs_dim)
-    episodes: list[list[tuple]] = [[] for _ in range(args.num_envs)]  # what each environment did since its reset
+    episodes = [[] for _ in range(args.num_envs if args.strategy != "none" else 0)]  # of each env: s_t, m(s_t), a_t
+    seen = np.zeros((args.buffer_size, *space["achieved_goal"].shape), space["achieved_goal"].dtype)
     is_grid = args.env_id in gridworld.GRID_IDS
     goals = args.make_env(flatten=False, random_goal=True, random_start=False) if is_grid else None
-    seen = np.zeros((args.buffer_size, *space["achieved_goal"].shape), space["achieved_goal"].dtype)
 
     @torch.no_grad()
     def greedy(obs: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
@@ -412,17 +398,16 @@ def train(args: Args) -> QNetwork:
             ended, last_obs = terminated | truncated, next_obs
             if ended.any():  # next_obs already is the first of the next episode there
                 last_obs = {name: values.copy() for name, values in next_obs.items()}
-                for i in np.flatnonzero(ended):
-                    for name in last_obs:
-                        last_obs[name][i] = info["final_obs"][i][name]
+                for name, values in last_obs.items():
+                    values[ended] = [final[name] for final in info["final_obs"][ended]]
             buffer.add(join(space, obs), action, reward, join(space, last_obs), terminated)
-            seen[np.arange(step - args.num_envs, step) % len(seen)] = last_obs["achieved_goal"]
+            seen[np.arange(step - args.num_envs, step) % len(seen)] = last_obs["achieved_goal"]  # for `random`
 
-            # Replay the episodes that ended with other goals, algorithm 1. What the end of training cuts is of no use.
+            # Store what has ended with other goals, too, algorithm 1. What the end of training cuts has no more use.
             for i, episode in enumerate(episodes):
                 episode.append((obs["observation"][i], obs["achieved_goal"][i], action[i]))
                 if ended[i]:
-                    episode.append((last_obs["observation"][i], last_obs["achieved_goal"][i], -1))  # s_T has no action
+                    episode.append((last_obs["observation"][i], last_obs["achieved_goal"][i], -1))  # s_T, no action
                     past_obs, achieved, past_action = (np.array(column) for column in zip(*episode, strict=True))
                     t, goal = hindsight_goals(args.strategy, args.k, achieved, seen[:step], rng)
                     buffer.add(*relabel(env, past_obs, achieved, past_action, t, goal))
@@ -452,14 +437,12 @@ def train(args: Args) -> QNetwork:
 
         if is_grid:
             grid = run.env.unwrapped
-            with torch.no_grad():
-                obs = join(space, grid.observe(np.arange(grid.n_states)))
-                q = network(torch.as_tensor(obs, device=args.device)).cpu().numpy()
+            states = torch.as_tensor(join(space, grid.observe(np.arange(grid.n_states))), device=args.device)
+            q = network(states).detach().cpu().numpy()
             panels = {"max Q(s, a, G) and the greedy action": (q.max(axis=1), q.argmax(axis=1), None)}
-            panels["chance to reach each cell as goal"] = (reached[grid.cell_of], None, (0, 1))
+            panels["cells reached when they are the goal"] = (reached[grid.cell_of], None, (0, 1))
             run.picture("policy", gridworld.draw(run.env, panels))
-        note = f"; reaches {np.nanmean(reached):.1%} of all goals" if is_grid else ""
-        run.finish(greedy, network.state_dict(), note)
+        run.finish(greedy, network.state_dict(), f"; reaches {np.nanmean(reached):.1%} of all goals" if is_grid else "")
     return network
 
 

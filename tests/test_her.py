@@ -1,6 +1,7 @@
 """Hindsight by hand, what a run stores, and the experiments of the paper."""
 
 import dataclasses
+import itertools
 
 import gymnasium as gym
 import numpy as np
@@ -43,10 +44,6 @@ def test_k_goals_are_drawn_uniformly_for_each_transition(strategy, possible):
 
 def test_final_takes_the_last_achieved_goal_once():
     assert {t: goal.tolist() for t, goal in drawn("final").items()} == {0: [3.0], 1: [3.0], 2: [3.0]}
-
-
-def test_none_replays_nothing():
-    assert drawn("none") == {}
 
 
 class Recorder(gym.Env):
@@ -117,12 +114,10 @@ def test_share_of_goals_reached():
     np.testing.assert_array_equal(her.goals_reached(env, right), [nan, 1, 0, 0, 0, 0, 0, 0, 0])
 
 
-def test_slips_are_made_where_goals_are_counted():
-    """One step from the corner of 2 x 2: a slip leads to either neighbour, so that over layouts both are met."""
-    args = her.Args(grid_size=2, slip=0.5)
-    env = args.make_env(flatten=False, random_goal=True, max_episode_steps=3)
-    right = policy_of(env.unwrapped, lambda s, g: 1)
-    assert her.goals_reached(env, right)[2] == 1  # below S: reached by a slip alone
+def test_slips_count_when_goals_are_reached():
+    """If every move slips the agent walks at random, and in 500 steps on 3 x 3 is everywhere whatever it asks for."""
+    env = her.Args(grid_size=3, slip=1.0).make_env(flatten=False, random_goal=True, max_episode_steps=500)
+    assert (her.goals_reached(env, policy_of(env.unwrapped, lambda s, g: 1))[1:] == 1).all()
 
 
 # ----------------------------------------------------------------------------- a run
@@ -163,19 +158,19 @@ def test_stored_transitions_are_those_of_the_environment(strategy, short_args, m
     number = {(c, g): s for s, (c, g) in enumerate(zip(grid.cell_of.tolist(), grid.goal_of.tolist(), strict=True))}
     state = np.array([number[pair] for pair in zip(cell.tolist(), goal.tolist(), strict=True)])
     at_goal = cell == goal  # in hindsight only: the environment would have ended there
-    assert (cell[at_goal].size > 0) == (strategy in ("future", "episode", "random"))
+    assert at_goal.any() == (strategy != "none")
     assert (grid.cell_of[grid.next_state[state, action]] == next_obs[:, :cells].argmax(1))[~at_goal].all()
     arrived = next_obs[:, :cells].argmax(1) == goal
     assert (buffer.terminated[:n].numpy() == arrived).all()
     assert np.allclose(buffer.reward[:n], np.where(arrived, 10.0, -0.1))
 
-    # All that was done for its own goal, and k times in hindsight what the episodes did that have ended.
+    # All that was done for its own goal, and k times in hindsight what was done in the episodes that have ended.
     k = {"final": 1, "none": 0}.get(strategy, 2)
-    lengths = [len(a[3]) - 1 for a, _ in calls]
-    assert max(lengths) == 9
-    assert len(calls) > 100
+    lengths = [len(action) - 1 for (_, _, _, action, *_), _ in calls]
     assert n == 1_200 + k * sum(lengths)
-    assert 1_200 - 9 * args.num_envs < sum(lengths) <= 1_200
+    if strategy != "none":
+        assert max(lengths) == 9
+        assert 1_200 - 9 * args.num_envs < sum(lengths) <= 1_200
 
 
 def test_episodes_are_not_mixed(short_args, monkeypatch):
@@ -260,20 +255,22 @@ def flip_bits(args, monkeypatch, n, cycles, **flags):
     return np.array([value for _, value in read_log(folder)["eval/success"]])
 
 
+# strategy: how many seeds, of how many cycles each
+SERIES = {"future": (10, 150), "none": (10, 150), "episode": (5, 50), "final": (5, 50), "random": (5, 150)}
+
+
 @pytest.mark.paper
 def test_bit_flipping(short_args, monkeypatch):
-    """Figure 1 and section 4.5 with 15 bits: HER solves what DQN never meets, and the choice of goals decides how soon."""
-    args, cycles = short_args("her"), 150
-    curves = {
-        strategy: np.array([
-            flip_bits(dataclasses.replace(args, seed=seed), monkeypatch, 15, cycles, strategy=strategy, **flags)
-            for seed in range(1, seeds + 1)
-        ])
-        for strategy, seeds, flags in SERIES
-    }  # fmt: skip
-    for strategy, curve in curves.items():  # success after 50, 100 and 150 cycles
-        print(f"{strategy:8}", curve.mean(axis=0).round(3), "last, each seed:", curve[:, -1])
-    early = {strategy: curve[:, 0].mean() for strategy, curve in curves.items()}
+    """Figure 1 and section 4.5, 15 bits: HER solves what DQN never meets, and the choice of goals decides how soon.
+
+    Success of the greedy policy in 100 episodes after 50, 100 and 150 cycles.
+    """
+    args, curves = short_args("her"), {}
+    for strategy, (seeds, cycles) in SERIES.items():
+        runs = [dataclasses.replace(args, seed=seed, strategy=strategy) for seed in range(1, seeds + 1)]
+        curves[strategy] = np.array([flip_bits(run, monkeypatch, 15, cycles) for run in runs])
+        print(f"{strategy:8}", curves[strategy].mean(axis=0).round(3), "last, each seed:", curves[strategy][:, -1])
+    early = {strategy: curve[:5, 0].mean() for strategy, curve in curves.items()}
     assert (curves["future"][:, -1] >= 0.95).all()
     assert (curves["none"][:, -1] <= 0.05).all()
     assert (curves["random"][:, -1] <= 0.05).all()
@@ -281,15 +278,14 @@ def test_bit_flipping(short_args, monkeypatch):
 
 
 @pytest.mark.paper
-def test_four_rooms_with_random_goals(short_args, tmp_path):
+def test_four_rooms_with_random_goals(tmp_path):
     """Goals all over the four rooms, in 50 steps from S: with hindsight nearly all are reached, without less than half."""
     reached = {"future": [], "none": []}
     for strategy, seed in itertools.product(reached, range(1, 6)):
-        args = her.Args(layout="four_rooms", max_episode_steps=50, strategy=strategy, seed=seed, log_dir=tmp_path, eval_every=0)
-        her.train(args)
-        (folder,) = tmp_path.glob(f"*__{seed}__*")
+        args = her.Args(layout="four_rooms", max_episode_steps=50, strategy=strategy, seed=seed, eval_every=0)
+        her.train(dataclasses.replace(args, log_dir=tmp_path / strategy))
+        (folder,) = (tmp_path / strategy).glob(f"*__{seed}__*")
         reached[strategy].append(read_log(folder)["eval/goal_success"][-1][1])
-        shutil.rmtree(folder)
     print({strategy: np.round(shares, 3).tolist() for strategy, shares in reached.items()})
     assert min(reached["future"]) >= 0.9
     assert max(reached["none"]) <= 0.5
