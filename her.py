@@ -403,7 +403,7 @@ def train(args: Args) -> QNetwork:
             buffer.add(join(space, obs), action, reward, join(space, last_obs), terminated)
             seen[np.arange(step - args.num_envs, step) % len(seen)] = last_obs["achieved_goal"]  # for `random`
 
-            # Store what has ended with other goals, too, algorithm 1. What the end of training cuts has no more use.
+            # Store episodes that ended with other goals, too, algorithm 1 with D4; after the last update it has no use.
             for i, episode in enumerate(episodes):
                 episode.append((obs["observation"][i], obs["achieved_goal"][i], action[i]))
                 if ended[i]:
