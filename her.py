@@ -86,9 +86,9 @@ class Args(gridworld.EnvArgs):
     """Environment steps between copies of the network into the target network."""
     start_e: float = 1.0
     """Chance of a random action at the first step."""
-    end_e: float = 0.05
+    end_e: float = 0.1
     """Chance of a random action once exploration has come down."""
-    exploration_fraction: float = 0.5
+    exploration_fraction: float = 0.2
     """Share of the run over which that chance falls from start_e to end_e, linearly."""
 
     def __post_init__(self) -> None:
