@@ -47,7 +47,7 @@ class Args(gridworld.EnvArgs):
     """Name of the algorithm in run folders and reports."""
     seed: int = 1
     """Seed of the environments, the network and the exploration; the same seed gives the same run."""
-    total_timesteps: int = 40_000
+    total_timesteps: int = 60_000
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""
@@ -86,9 +86,9 @@ class Args(gridworld.EnvArgs):
     """Environment steps between copies of the network into the target network."""
     start_e: float = 1.0
     """Chance of a random action at the first step."""
-    end_e: float = 0.1
+    end_e: float = 0.05
     """Chance of a random action once exploration has come down."""
-    exploration_fraction: float = 0.2
+    exploration_fraction: float = 0.5
     """Share of the run over which that chance falls from start_e to end_e, linearly."""
 
     def __post_init__(self) -> None:

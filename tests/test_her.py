@@ -312,7 +312,7 @@ def test_four_rooms_with_random_goals(tmp_path):
     reached = {"future": [], "none": []}
     for strategy, seed in itertools.product(reached, range(1, 6)):
         args = her.Args(layout="four_rooms", max_episode_steps=50, strategy=strategy, seed=seed, eval_every=0)
-        her.train(dataclasses.replace(args, log_dir=tmp_path / strategy))
+        her.train(dataclasses.replace(args, total_timesteps=40_000, log_dir=tmp_path / strategy))
         (folder,) = (tmp_path / strategy).glob(f"*__{seed}__*")
         reached[strategy].append(read_log(folder)["eval/goal_success"][-1][1])
     print({strategy: np.round(shares, 3).tolist() for strategy, shares in reached.items()})
