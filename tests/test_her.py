@@ -334,7 +334,7 @@ MUTANTS = [
     ('1 if strategy == "final" else k)', "1)", "drawn_uniformly"),
     ("buffer.add(join(space, obs), action, reward, join(space, last_obs), terminated)", "pass", "are_those_of_the_environment"),
     ("join(space, last_obs), terminated)", "join(space, last_obs), ended)", "are_those_of_the_environment"),
-    ("episode.clear()", "pass", "are_not_mixed"),
+    ("if ended[i]:", "if terminated[i]:", "are_not_mixed"),
     ('append((obs["observation"][i]', 'append((obs["observation"][0]', "are_not_mixed"),
     ('append((last_obs["observation"][i]', 'append((next_obs["observation"][i]', "are_not_mixed"),
     ('for name in "observation", "desired_goal":', 'for name in "observation", "observation":', "input_is_state"),
