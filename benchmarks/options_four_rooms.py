@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -171,21 +172,26 @@ def summary(lengths: np.ndarray) -> tuple[float, float]:
 
 
 def draw(lengths: dict[str, np.ndarray], path: Path) -> None:
-    """Steps per episode, in windows of 10 episodes: median over seeds, and all but the two outermost as a band."""
-    figure = Figure((9, 4.5), layout="constrained")
-    axes = figure.add_subplot(yscale="log", xlabel="episode", ylabel="steps per episode")
-    for name, rows in lengths.items():
-        windows = np.sort(rows.reshape(len(rows), -1, 10).mean(axis=2), axis=0)
-        x = 10 * np.arange(windows.shape[1]) + 5
-        axes.plot(x, np.median(windows, axis=0), label=name)
-        axes.fill_between(x, windows[1], windows[-2], alpha=0.15, linewidth=0)
-    before, after = optimal_steps()
-    axes.hlines([before, after], [0, MOVE], [MOVE, EPISODES], "black", "dashed", label="optimum")
-    axes.axvline(MOVE, color="grey", linewidth=1)
-    axes.text(MOVE - 5, axes.get_ylim()[1] * 0.8, "the goal moves", ha="right", va="top", color="grey")
-    axes.set_title(f"Four rooms with a moving goal, {len(rows)} seeds", fontsize=11)
-    axes.legend(frameon=False, ncols=2, fontsize=9, loc="upper center")
-    figure.savefig(path, metadata={"Date": None})
+    """Steps per episode before and after the move: median over seeds, and as a band all but the two outermost."""
+    with matplotlib.rc_context({"svg.hashsalt": ""}):  # the same numbers give the same file
+        figure = Figure((9, 4.8), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True, subplot_kw={"yscale": "log", "xlabel": "episode"})
+        titles, windows = ("goal in a hallway", "the goal has moved to the south-east room"), (20, 5)
+        for axes, title, window, first, last, best in zip(
+            panels, titles, windows, (0, MOVE), (MOVE, EPISODES), optimal_steps(), strict=True
+        ):
+            for name, rows in lengths.items():
+                means = np.sort(rows[:, first:last].reshape(len(rows), -1, window).mean(axis=2), axis=0)
+                x = first + window * (np.arange(means.shape[1]) + 0.5)
+                axes.plot(x, np.median(means, axis=0), label=name)
+                axes.fill_between(x, means[1], means[-2], alpha=0.15, linewidth=0)
+            axes.axhline(best, color="black", linestyle="dashed", label="optimum")
+            axes.set_title(f"{title}\n(means of {window} episodes, {len(rows)} seeds)", fontsize=10)
+        panels[0].set_ylabel("steps per episode")
+        panels[0].set_yticks(ticks := [10, 20, 50, 100, 200, 500, 1_000], [str(tick) for tick in ticks])
+        panels[0].minorticks_off()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
 
 
 def main() -> None:
