@@ -40,7 +40,7 @@ N_LATENTS, N_CLASSES = 8, 8  # z: 8 one-hot codes of 8 classes in a row, Z = 64 
 OBS_STD = 0.1  # standard deviation of the decoder's Gaussian; the reward's is 1
 KL_DYNAMICS, KL_REPRESENTATION, FREE_NATS = 1.0, 0.3, 0.1  # see balanced_kl
 LAMBDA, TAU = 0.95, 0.02  # weight of longer returns; share by which the slow critic follows at each update
-CANDIDATES, ELITES, ITERATIONS = 32, 8, 3  # of the cross-entropy method
+CANDIDATES, ELITES, ITERATIONS = 64, 8, 2  # of the cross-entropy method
 OPEN_LOOP, STUDIED = (1, 5, 15), (1, 3, 5, 8, 10)  # steps ahead that are tested; planning horizons that are compared
 
 
@@ -109,7 +109,7 @@ class Args(gridworld.EnvArgs):
 def straight_through(logits: Tensor, index: Tensor) -> Tensor:
     """The code of classes `index` (B, N): one-hot, (B, Z), with the gradient of the probabilities (section 2.1)."""
     probs = logits.softmax(dim=-1)
-    return (F.one_hot(index, logits.shape[-1]) + probs - probs.detach()).flatten(1)
+    return (torch.eye(logits.shape[-1], device=logits.device)[index] + probs - probs.detach()).flatten(1)
 
 
 def kl_divergence(post: Tensor, prior: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class WorldModel(nn.Module):
 
     def predict(self, z: Tensor, action: Tensor) -> Tensor:
         """Logits of p(z' | z, a): (B, Z), (B,) -> (B, N, C)."""
-        inputs = torch.cat([z, F.one_hot(action, self.n_actions)], dim=1)
+        inputs = torch.cat([z, torch.eye(self.n_actions, device=z.device)[action]], dim=1)
         return self.dynamics(inputs).unflatten(1, (N_LATENTS, N_CLASSES))
 
     def heads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,7 +229,8 @@ def imagine(model: WorldModel, z: Tensor, act, horizon: int, generator: torch.Ge
     zs, actions = [z], []
     for t in range(horizon):
         actions.append(act(zs[-1], t))
-        zs.append(code(model.predict(zs[-1], actions[-1]), generator))
+        index = draw(model.predict(zs[-1], actions[-1]), generator)
+        zs.append(torch.eye(N_CLASSES, device=z.device)[index].flatten(1))
     return torch.stack(zs), torch.stack(actions)
 
 
