@@ -56,7 +56,7 @@ class Args(gridworld.EnvArgs):
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""
-    eval_every: int = 100
+    eval_every: int = 50
     """Environment steps between evaluations of the greedy policy; 0 leaves only the last one."""
     eval_episodes: int = 10
     """Episodes in an evaluation, played side by side."""
@@ -129,17 +129,15 @@ def balanced_kl(post: Tensor, prior: Tensor, dynamics: float, representation: fl
     return (dynamics * to_dynamics + representation * to_encoder).mean()
 
 
-def elbo_losses(heads, next_obs: Tensor, reward: Tensor, terminated: Tensor) -> dict[str, Tensor]:
+def elbo_losses(decoded: Tensor, outcome: Tensor, next_obs: Tensor, reward: Tensor, terminated: Tensor):
     """-log p(o' | z'), -log p(r | z'), -log p(goes on | z') up to constants, means over the batch (section 2.1).
 
-    `heads`: the model's at z' ~ q(z' | o'), mean o' (B, D), mean r (B,), logit of going on (B,). With balanced_kl their
-    sum is the negative ELBO of a transition.
+    decoded (B, D) and outcome (B, 2): the heads at z' ~ q(z' | o'). With balanced_kl the sum is the negative ELBO.
     """
-    decoded, expected, going_on = heads
     return {
         "reconstruction": (decoded - next_obs).square().sum(dim=1).mean() / (2 * OBS_STD**2),
-        "reward": (expected - reward).square().mean() / 2,
-        "continue": F.binary_cross_entropy_with_logits(going_on, 1.0 - terminated),  # D2
+        "reward": (outcome[:, 0] - reward).square().mean() / 2,
+        "continue": F.binary_cross_entropy_with_logits(outcome[:, 1], 1.0 - terminated),  # D2
     }
 
 
@@ -184,14 +182,15 @@ def mlp(n_in: int, n_out: int) -> nn.Sequential:
 
 
 class WorldModel(nn.Module):
-    """Encoder q(z | o), dynamics p(z' | z, a), and heads that read observation, reward and going on from z."""
+    """Encoder q(z | o), dynamics p(z' | z, a), and two heads: `decoder` (B, Z) -> (B, D), the mean observation, and
+    `outcome` (B, Z) -> (B, 2), the mean reward for arriving in z and the logit of the episode going on from there."""
 
     def __init__(self, obs_dim: int, n_actions: int) -> None:
         super().__init__()
         n_z, self.n_actions = N_LATENTS * N_CLASSES, n_actions
-        self.encoder, self.dynamics, self.trunk = mlp(obs_dim, n_z), mlp(n_z + n_actions, n_z), mlp(n_z, 128)[:2]
+        self.encoder, self.dynamics = mlp(obs_dim, n_z), mlp(n_z + n_actions, n_z)
         self.encoder.insert(1, nn.LayerNorm(128))  # a one-hot input is small: without this it is learned slowly
-        self.decoder, self.reward, self.going_on = nn.Linear(128, obs_dim), nn.Linear(128, 1), nn.Linear(128, 1)
+        self.decoder, self.outcome = mlp(n_z, obs_dim), mlp(n_z, 2)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Logits of q(z | o): (B, D) -> (B, N, C)."""
@@ -201,11 +200,6 @@ class WorldModel(nn.Module):
         """Logits of p(z' | z, a): (B, Z), (B,) -> (B, N, C)."""
         inputs = torch.cat([z, torch.eye(self.n_actions, device=z.device)[action]], dim=1)
         return self.dynamics(inputs).unflatten(1, (N_LATENTS, N_CLASSES))
-
-    def heads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Upon arrival in z (..., Z): mean observation (..., D), mean reward (...), logit of going on (...)."""
-        features = self.trunk(z)
-        return self.decoder(features), self.reward(features).squeeze(-1), self.going_on(features).squeeze(-1)
 
 
 def draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -245,7 +239,7 @@ def plan(nets: nn.ModuleDict, z: Tensor, horizon: int, gamma: float, generator: 
     for _ in range(ITERATIONS):
         actions = draw(logits.expand(-1, -1, CANDIDATES, -1), generator)  # (T, B, candidates)
         zs, _ = imagine(model, starts, lambda _, t, a=actions: a[t].flatten(), horizon)
-        _, reward, going_on = model.heads(zs[1:])
+        reward, going_on = model.outcome(zs[1:]).unbind(-1)
         value = nets["critic"](zs[1:]).squeeze(-1)  # with lambda = 1 only the last one counts, D4
         returns = lambda_returns(reward, gamma * going_on.sigmoid(), value, 1.0)[0].view(len(z), CANDIDATES)
         best = returns.topk(ELITES, dim=1).indices
@@ -255,19 +249,16 @@ def plan(nets: nn.ModuleDict, z: Tensor, horizon: int, gamma: float, generator: 
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions (s, a, r, s', terminated), drawn uniformly with replacement."""
+    """The last `capacity` transitions (o, a, r, o', terminated), drawn uniformly with replacement."""
 
     def __init__(self, capacity: int, obs_dim: int) -> None:
-        self.obs, self.next_obs = torch.zeros(capacity, obs_dim), torch.zeros(capacity, obs_dim)
-        self.action = torch.zeros(capacity, dtype=torch.int64)
-        self.reward, self.terminated = torch.zeros(capacity), torch.zeros(capacity)
-        self.columns = (self.obs, self.action, self.reward, self.next_obs, self.terminated)
-        self.views = [column.numpy() for column in self.columns]  # writing through numpy is faster
+        self.columns = [torch.zeros(capacity, *size) for size in ([obs_dim], [], [], [obs_dim], [])]
+        self.columns[1] = self.columns[1].long()
         self.capacity, self.added = capacity, 0
 
     def add(self, *transition) -> None:
-        for view, value in zip(self.views, transition, strict=True):
-            view[self.added % self.capacity] = value
+        for column, value in zip(self.columns, transition, strict=True):
+            column[self.added % self.capacity] = torch.as_tensor(value)
         self.added += 1
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> list[Tensor]:
@@ -416,7 +407,7 @@ def update_model(model: WorldModel, optimizer, batch, generator: torch.Generator
     obs, action, reward, next_obs, terminated = batch
     logits, post = model.encode(torch.cat([obs, next_obs])).chunk(2)
     z, next_z = code(logits, generator), code(post, generator)
-    losses = elbo_losses(model.heads(next_z), next_obs, reward, terminated)
+    losses = elbo_losses(model.decoder(next_z), model.outcome(next_z), next_obs, reward, terminated)
     losses["kl"] = balanced_kl(post, model.predict(z, action), KL_DYNAMICS, KL_REPRESENTATION, FREE_NATS)
     optimizer.zero_grad()
     sum(losses.values()).backward()
@@ -429,7 +420,7 @@ def update_agent(nets: nn.ModuleDict, optimizer, z: Tensor, ent_coef: float, arg
     model, actor, critic = nets["model"], nets["actor"], nets["critic"]
     zs, action = imagine(model, z, lambda z, _: draw(actor(z), generator), args.horizon, generator)
     with torch.no_grad():
-        _, reward, going_on = model.heads(zs[1:])
+        reward, going_on = model.outcome(zs[1:]).unbind(-1)
         discount = args.gamma * going_on.sigmoid()
         returns = lambda_returns(reward, discount, nets["slow_critic"](zs[1:]).squeeze(-1), LAMBDA)
         low, high = returns.quantile(torch.tensor([0.05, 0.95], device=z.device))
@@ -458,10 +449,8 @@ def collect(env: gym.Env, choose, steps: int, seed: int) -> list[Tensor]:
 
 @torch.no_grad()
 def open_loop(model: WorldModel, walk: list[Tensor]) -> dict[str, float]:
-    """What the prior's modes, decoded, say of a walk some steps ahead of its start, by tag.
-
-    Squared error, and how often the observation of the walk that is nearest to the prediction is the right one.
-    """
+    """Of a walk that trained nothing, by steps ahead: the squared error of the prior's modes, decoded, and how often the
+    observation of the walk that is nearest to them is the right one. Nothing across the end of an episode."""
     obs, action, _, next_obs, _, ended = walk
     n, seen, tags = len(obs) - max(OPEN_LOOP), next_obs.unique(dim=0), {}
     zs, _ = imagine(model, code(model.encode(obs[:n])), lambda _, t: action[t : t + n], max(OPEN_LOOP))
@@ -469,7 +458,7 @@ def open_loop(model: WorldModel, walk: list[Tensor]) -> dict[str, float]:
     for k in OPEN_LOOP:
         start = torch.arange(n, device=obs.device)[episode[:n] == episode[k - 1 : k - 1 + n]]
         if len(start):
-            decoded, true = model.heads(zs[k][start])[0], next_obs[start + k - 1]
+            decoded, true = model.decoder(zs[k][start]), next_obs[start + k - 1]
             right = torch.cdist(decoded, seen).argmin(dim=1) == torch.cdist(true, seen).argmin(dim=1)
             tags[f"model/open_loop_error_{k}"] = (decoded - true).square().sum(dim=1).mean().item()
             tags[f"model/open_loop_right_{k}"] = right.float().mean().item()
@@ -478,49 +467,43 @@ def open_loop(model: WorldModel, walk: list[Tensor]) -> dict[str, float]:
 
 @torch.no_grad()
 def draw_pictures(run, nets: nn.ModuleDict, policy, walk: list[Tensor]) -> None:
-    """The horizon study; of a grid also actor and critic, the latent space, and imagined beside real paths."""
+    """The horizon study; of a grid also critic and actor, the latent space, and imagined beside real paths."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes half a second to import
     from matplotlib.figure import Figure
 
-    played = [run.play(policy("mpc", horizon)) for horizon in STUDIED]
+    grid, model, played = run.env.unwrapped, nets["model"], [run.play(policy("mpc", horizon)) for horizon in STUDIED]
     for horizon, means in zip(STUDIED, played, strict=True):
         run.log({f"horizon/{name}_{horizon}": mean for name, mean in means.items()})
-    is_grid, measure = isinstance(run.env.unwrapped, gridworld.GridWorldEnv), "score" if "score" in means else "return"
+    is_grid, measure = isinstance(grid, gridworld.GridWorldEnv), "score" if "score" in means else "return"
     canvas = FigureCanvasAgg(figure := Figure((13.5 if is_grid else 4.5, 4), layout="constrained"))
     axes = figure.add_subplot(1, 3 if is_grid else 1, 1, xlabel="planning horizon", ylabel=f"{measure} of the planner")
     axes.plot(STUDIED, [means[measure] for means in played], marker="o")
     if is_grid:
-        # The probabilities of the latent, on their two directions of largest variance.
-        grid, model, everywhere = (
-            run.env.unwrapped,
-            nets["model"].cpu(),
-            torch.as_tensor(gridworld.observe_all(run.env)),
-        )
-        probs = (logits := model.encode(everywhere)).softmax(dim=-1).flatten(1)
+        everywhere = torch.as_tensor(gridworld.observe_all(run.env), device=run.args.device)
+        logits = model.encode(everywhere)
+        z, probs = code(logits), logits.softmax(dim=-1).flatten(1)
+        panel = (nets["critic"](z).squeeze(-1).cpu().numpy(), nets["actor"](z).argmax(dim=1).cpu().numpy(), None)
+        run.picture("policy", gridworld.draw(run.env, {"the critic's value and the actor's action": panel}))
+
+        # The latent's probabilities on their two directions of largest variance.
         u, s, _ = torch.linalg.svd(probs - probs.mean(dim=0), full_matrices=False)
         for i, name in enumerate(("row", "column")):
             axes = figure.add_subplot(1, 3, 2 + i, title=f"latent space, coloured by {name}")
-            dots = axes.scatter(*(u * s)[:, :2].T, c=grid.cells[grid.cell_of, i], cmap="viridis")
+            dots = axes.scatter(*(u * s)[:, :2].T.cpu(), c=grid.cells[grid.cell_of, i], cmap="viridis")
             figure.colorbar(dots, ax=axes, label=name)
 
-        z = code(logits)
-        panel = (nets["critic"](z).squeeze(-1).numpy(), nets["actor"](z).argmax(dim=1).numpy(), None)
-        run.picture("policy", gridworld.draw(run.env, {"the critic's value and the actor's action": panel}))
-
-        # When a greedy episode and two random walks arrive in each cell, and when the model thinks so.
-        greedy = collect(run.env, lambda obs: policy()(obs[None], np.ones(1, bool))[0], 20, 10_000)
-        panels = {}
+        # When a greedy episode and two random walks arrive in each cell, and below, when the model thinks so.
+        greedy = collect(run.env, lambda obs: policy()(obs[None])[0], 20, 10_000)
+        real, imagined = {}, {}
         for name, columns, first in ("greedy", greedy, 0), ("random 1", walk, 150), ("random 2", walk, 300):
-            obs, action, _, next_obs, _, ended = (column[first : first + 20] for column in columns)
+            obs, action, _, next_obs, _, ended = (column[first : first + 20].to(run.args.device) for column in columns)
             n = int(ended.float().argmax()) + 1 if ended.any() else len(ended)
             zs, _ = imagine(model, code(model.encode(obs[:1])), lambda _, t, a=action: a[t : t + 1], n)
-            for kind, path in ("real", torch.cat([obs[:1], next_obs[:n]])), ("imagined", model.heads(zs[:, 0])[0]):
-                when = np.full(len(everywhere), np.nan)
-                for t, state in reversed(list(enumerate(torch.cdist(path, everywhere).argmin(dim=1)))):
-                    when[state] = t
-                panels[f"{kind}, {name}: step of arrival"] = (when, None, (0, 20))
-        panels = dict(sorted(panels.items(), key=lambda panel: panel[0].startswith("imagined")))  # below the real ones
-        run.picture("imagined_and_real", gridworld.draw(run.env, panels))
+            for panels, path in (real, torch.cat([obs[:1], next_obs[:n]])), (imagined, model.decoder(zs[:, 0])):
+                when, states = np.full(len(everywhere), np.nan), torch.cdist(path, everywhere).argmin(dim=1).cpu()
+                when[states.flip(0)] = np.arange(n, -1, -1)  # the first arrival is written last
+                panels[f"{'real' if panels is real else 'imagined'}, {name}: step of arrival"] = (when, None, (0, 20))
+        run.picture("imagined_and_real", gridworld.draw(run.env, real | imagined))
     canvas.draw()
     run.picture("latent_space_and_horizons" if is_grid else "horizons", np.array(canvas.buffer_rgba())[:, :, :3])
 
@@ -543,10 +526,10 @@ def train(args: Args) -> nn.ModuleDict:
     walk = [column.to(args.device) for column in walk]
 
     def policy(controller=args.controller, horizon=args.horizon, sample=None):
-        """The policy of a controller: with the generator `sample` as it acts in training, else greedy."""
+        """What a controller does: with the generator `sample` as in training, else greedily."""
 
         @torch.no_grad()
-        def act(obs: np.ndarray, start: np.ndarray) -> np.ndarray:
+        def act(obs: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
             z = code(nets["model"].encode(torch.as_tensor(obs, device=args.device)))
             if controller == "mpc":
                 return plan(nets, z, horizon, args.gamma, sample or eval_generator).cpu().numpy()
@@ -560,7 +543,7 @@ def train(args: Args) -> nn.ModuleDict:
         for step in range(1, args.total_timesteps + 1):
             # Act, D3.
             if rng.random() >= linear_schedule(args.start_e, args.end_e, duration, step):
-                action = int(policy(sample=generator)(obs[None], np.zeros(1, bool))[0])
+                action = int(policy(sample=generator)(obs[None])[0])
             elif rng.random() >= args.repeat:
                 action = int(rng.integers(n_actions))
             next_obs, reward, terminated, truncated, _ = env.step(action)
@@ -576,7 +559,7 @@ def train(args: Args) -> nn.ModuleDict:
                 agent_optimizer.param_groups[0]["lr"] = args.learning_rate / 10 * fall
                 batch = [column.to(args.device) for column in buffer.sample(args.batch_size, rng)]
                 losses, z = update_model(nets["model"], model_optimizer, batch, generator)
-                z = z[: args.batch_size // 2]
+                z = z[: args.batch_size // 2]  # half are enough, and imagining takes most of the time
                 losses |= update_agent(nets, agent_optimizer, z, args.ent_coef * fall, args, generator)
                 if step % 100 == 0:
                     run.log({f"losses/{name}": loss.item() for name, loss in losses.items()})

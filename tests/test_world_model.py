@@ -72,8 +72,8 @@ def test_free_nats_give_no_gradient_below_the_threshold():
 
 def test_elbo_by_hand():
     decoded, next_obs = torch.tensor([[0.5, 0.0], [1.0, 1.0]]), torch.tensor([[0.5, 0.1], [1.0, 0.8]])
-    heads = decoded, torch.tensor([1.0, 3.0]), torch.tensor([math.log(3.0), math.log(3.0)])  # goes on with 3/4
-    losses = world_model.elbo_losses(heads, next_obs, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    outcome = torch.tensor([[1.0, math.log(3.0)], [3.0, math.log(3.0)]])  # mean reward; goes on with chance 3/4
+    losses = world_model.elbo_losses(decoded, outcome, next_obs, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     std = world_model.OBS_STD
     assert losses["reconstruction"].item() == pytest.approx((0.01 + 0.04) / 2 / (2 * std**2))
     assert losses["reward"].item() == pytest.approx((0.0 + 9.0) / 2 / 2)
@@ -117,11 +117,9 @@ def test_dynamics_is_compared_with_the_encoding_of_the_next_observation(sure, mo
         assert torch.allclose(kls[0][0], model.encode(next_obs))
         assert torch.allclose(kls[0][1], model.predict(true_z, action))
         assert kls[0][2:] == (world_model.KL_DYNAMICS, world_model.KL_REPRESENTATION, world_model.FREE_NATS)
-        for given, right in zip(elbos[0][0], model.heads(true_next), strict=True):
-            assert torch.allclose(given, right, atol=1e-4)
-        assert all(
-            torch.equal(given, right) for given, right in zip(elbos[0][1:], (next_obs, reward, terminated), strict=True)
-        )
+        assert torch.allclose(elbos[0][0], model.decoder(true_next), atol=1e-4)
+        assert torch.allclose(elbos[0][1], model.outcome(true_next), atol=1e-4)
+        assert all(torch.equal(*pair) for pair in zip(elbos[0][2:], (next_obs, reward, terminated), strict=True))
     assert set(losses) == {"reconstruction", "reward", "continue", "kl"}
 
 
@@ -203,7 +201,7 @@ def test_imagined_episodes_end_and_pay_where_the_model_says(sure, short_args, mo
             return calls[name][1]
 
         monkeypatch.setattr(world_model, name, spy)
-    torch.nn.init.normal_(nets["model"].going_on.weight)
+    torch.nn.init.normal_(nets["model"].outcome[-1].weight)
     args, z = short_args("world_model", gamma=0.9), mode(nets["model"].encode(batch[0]))
     critic, slow = copy.deepcopy(nets["critic"]), copy.deepcopy(nets["slow_critic"])
     optimizer = torch.optim.Adam(agent_parameters(nets), lr=1e-3)
@@ -211,7 +209,7 @@ def test_imagined_episodes_end_and_pay_where_the_model_says(sure, short_args, mo
     zs, action = calls["imagine"][1]
     reward, discount, next_value, lam = calls["lambda_returns"][0]
     returns = calls["lambda_returns"][1]
-    _, true_reward, going_on = nets["model"].heads(zs[1:])
+    true_reward, going_on = nets["model"].outcome(zs[1:]).unbind(-1)
     assert torch.allclose(reward, true_reward)
     assert torch.allclose(discount, 0.9 * going_on.sigmoid())
     assert discount.std() > 0.05
@@ -267,10 +265,13 @@ class Oracle:
     def predict(self, z, action):
         return self.logits(self.next_state[self.state(z), action])
 
-    def heads(self, z):
-        state, at_goal = self.state(z), torch.as_tensor(self.grid.terminal)
+    def decoder(self, z):
+        return self.obs[self.state(z)]
+
+    def outcome(self, z):
+        at_goal = torch.as_tensor(self.grid.terminal)[self.state(z)]
         reward = torch.where(at_goal, self.grid.goal_reward, self.grid.step_reward)
-        return self.obs[state], reward[state], torch.where(at_goal[state], -50.0, 50.0)
+        return torch.stack([reward, torch.where(at_goal, -50.0, 50.0)], dim=-1)
 
 
 def oracle_return(args, horizon, value):
@@ -519,12 +520,12 @@ MUTANTS = [
     ("balanced_kl(post, model.predict(z, action)", "balanced_kl(model.encode(obs), model.predict(z, action)", "encoding_of_the_next"),
     ("balanced_kl(post, model.predict(z, action)", "balanced_kl(model.predict(z, action), model.predict(z, action)", "encoding_of_the_next"),
     ("balanced_kl(post, model.predict(z, action)", "balanced_kl(post, model.predict(z, action.roll(1))", "encoding_of_the_next"),
-    ("model.heads(next_z)", "model.heads(z)", "encoding_of_the_next"),
+    ("model.decoder(next_z), model.outcome(next_z)", "model.decoder(z), model.outcome(z)", "encoding_of_the_next"),
     ("(log_q.exp() * (log_q - log_p))", "(log_p.exp() * (log_p - log_q))", "kl_by_hand"),
     ("kl_divergence(post.detach(), prior)", "kl_divergence(post, prior.detach())", "kl_balance_teaches"),
     ("kl_divergence(post, prior.detach()).clamp(min=free)", "kl_divergence(post, prior.detach())", "free_nats"),
     ("kl_divergence(post.detach(), prior).clamp(min=free)", "kl_divergence(post.detach(), prior) + free", "free_nats"),
-    ("going_on, 1.0 - terminated)", "going_on, terminated)", "elbo_by_hand"),
+    ("outcome[:, 1], 1.0 - terminated)", "outcome[:, 1], terminated)", "elbo_by_hand"),
     ("(2 * OBS_STD**2)", "2", "elbo_by_hand"),
     ("+ probs - probs.detach()).flatten(1)", "+ 0.0 * probs).flatten(1)", "gradient_of_the_probabilities"),
     ("reward[t] + discount[t] * ((1 - lam) * next_value[t] + lam * following)", "reward[t] + discount[t] * ((1 - lam) * next_value[max(t - 1, 0)] + lam * following)", "papers_md"),
@@ -535,7 +536,7 @@ MUTANTS = [
     ("+ ent_coef * entropy", "- ent_coef * entropy", "actor_loss_by_hand"),
     ("(value - returns.detach())", "(value - returns)", "critic_loss_by_hand"),
     ("agent = [*nets", "agent = [*nets[\"model\"].parameters(), *nets", "nothing_of_the_model"),
-    ("_, reward, going_on = model.heads(zs[1:])\n        discount", "_, reward, going_on = model.heads(zs[:-1])\n        discount", "imagined_episodes_end"),
+    ("reward, going_on = model.outcome(zs[1:]).unbind(-1)\n        discount", "reward, going_on = model.outcome(zs[:-1]).unbind(-1)\n        discount", "imagined_episodes_end"),
     ("nets[\"slow_critic\"](zs[1:])", "nets[\"slow_critic\"](zs[:-1])", "imagined_episodes_end"),
     ("return losses, z.detach()", "return losses, code(model.predict(z, action), generator).detach()", "encoding_of_the_next"),
     ("args.gamma * going_on.sigmoid()\n", "args.gamma * torch.ones_like(reward)\n", "imagined_episodes_end"),
