@@ -449,7 +449,7 @@ def collect(env: gym.Env, choose, steps: int, seed: int) -> list[Tensor]:
 
 @torch.no_grad()
 def open_loop(model: WorldModel, walk: list[Tensor]) -> dict[str, float]:
-    """Of a walk that trained nothing, by steps ahead: the squared error of the prior's modes, decoded, and how often the
+    """Of a walk that trained nothing, by steps ahead: squared error of the prior's modes, decoded, and how often the
     observation of the walk that is nearest to them is the right one. Nothing across the end of an episode."""
     obs, action, _, next_obs, _, ended = walk
     n, seen, tags = len(obs) - max(OPEN_LOOP), next_obs.unique(dim=0), {}
