@@ -9,6 +9,7 @@ Differences from the papers:
     D2. Only termination ends an imagined return: a transition cut by the time limit goes on (Pardo et al. 2018).
     D3. Real actions are epsilon-greedy upon the controller's; a random one often repeats the last, to get further.
     D4. The planner (`--controller mpc`) adds the critic's value to the end of its sequences; PlaNet adds none.
+    D5. Advantages are divided by the range of the batch's own returns; V3 takes a running mean of that range.
 """
 
 import dataclasses
@@ -426,7 +427,7 @@ def update_agent(nets: nn.ModuleDict, optimizer, z: Tensor, ent_coef: float, arg
         low, high = returns.quantile(torch.tensor([0.05, 0.95], device=z.device))
         weight = reach_weights(discount)
     value, log_pi = critic(zs[:-1]).squeeze(-1), actor(zs[:-1]).log_softmax(dim=-1)
-    advantage = (returns - value) / (high - low).clamp(min=1.0)  # V3: one ent_coef for all scales of reward
+    advantage = (returns - value) / (high - low).clamp(min=1.0)  # D5: one ent_coef for all scales of reward
     losses = {"actor": actor_loss(log_pi, action, advantage, weight, ent_coef)}
     losses["critic"] = critic_loss(value, returns, weight)
     optimizer.zero_grad()

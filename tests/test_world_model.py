@@ -495,7 +495,7 @@ def solved_at(log):
 
 
 @pytest.mark.paper
-def test_actor_of_the_imagination_needs_a_third_of_the_steps_of_dqn(short_args, tmp_path):
+def test_actor_of_the_imagination_needs_a_third_of_the_steps_of_dqn(tmp_path, no_pictures):
     """E2: real steps to a kept score of 0.95, n = 5, against DQN at one update per 10 steps, on one-hot both."""
     import dqn
 
