@@ -473,18 +473,26 @@ def test_model_alone_predicts_cells_and_its_latent_holds_the_position(short_args
     assert max(probes["untrained"]) <= 0.6
 
 
-@torch.no_grad()
 def probe(model, obs, unseen_obs, args, seed):
-    """How often a linear map, fitted by least squares to sampled latents, reads row and column from others."""
+    """How often a linear map (logistic regression on sampled latents) reads both row and column from unseen latents."""
     generator, grid = torch.Generator().manual_seed(seed), args.make_env().unwrapped
-    z, unseen_z = (world_model.code(model.encode(o), generator) for o in (obs, unseen_obs))
-    cells = [torch.as_tensor(grid.cells)[o.argmax(1)] for o in (obs, unseen_obs)]
-    found = []
+    with torch.no_grad():
+        z, unseen_z = (world_model.code(model.encode(o), generator) for o in (obs, unseen_obs))
+    cells, unseen_cells = (torch.as_tensor(grid.cells)[o.argmax(1)] for o in (obs, unseen_obs))
+    found = torch.ones(len(unseen_z), dtype=torch.bool)
     for axis in (0, 1):
-        wanted = torch.nn.functional.one_hot(cells[0][:, axis], 8).float()
-        weights = torch.linalg.lstsq(z, wanted, driver="gelsd").solution
-        found.append((unseen_z @ weights).argmax(1) == cells[1][:, axis])
-    return (found[0] & found[1]).float().mean().item()
+        linear = torch.nn.Linear(z.shape[1], 8)
+        fit = torch.optim.LBFGS(linear.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss(linear=linear, fit=fit, axis=axis):
+            fit.zero_grad()
+            loss = torch.nn.functional.cross_entropy(linear(z), cells[:, axis])
+            loss.backward()
+            return loss
+
+        fit.step(loss)
+        found &= linear(unseen_z).argmax(1) == unseen_cells[:, axis]
+    return found.float().mean().item()
 
 
 def solved_at(log):
