@@ -175,7 +175,7 @@ def linear_schedule(start: float, end: float, duration: float, step: int) -> flo
     return end if step >= duration else start + (end - start) * step / duration
 
 
-# ----------------------------------------------------------------------------- networks, imagination and buffer
+# ----------------------------------------------------------------------------- networks and imagination
 
 
 def mlp(n_in: int, n_out: int) -> nn.Sequential:
@@ -247,24 +247,6 @@ def plan(nets: nn.ModuleDict, z: Tensor, horizon: int, gamma: float, generator: 
         elites = actions.gather(2, best.expand(horizon, -1, -1))  # the best one first
         logits = F.one_hot(elites, model.n_actions).float().mean(dim=2, keepdim=True).add(1e-3).log()
     return elites[0, :, 0]
-
-
-class ReplayBuffer:
-    """The last `capacity` transitions (o, a, r, o', terminated), drawn uniformly with replacement."""
-
-    def __init__(self, capacity: int, obs_dim: int) -> None:
-        self.columns = [torch.zeros(capacity, *size) for size in ([obs_dim], [], [], [obs_dim], [])]
-        self.columns[1] = self.columns[1].long()
-        self.capacity, self.added = capacity, 0
-
-    def add(self, *transition) -> None:
-        for column, value in zip(self.columns, transition, strict=True):
-            column[self.added % self.capacity] = torch.as_tensor(value)
-        self.added += 1
-
-    def sample(self, batch_size: int, rng: np.random.Generator) -> list[Tensor]:
-        rows = torch.from_numpy(rng.integers(min(self.added, self.capacity), size=batch_size))
-        return [column.index_select(0, rows) for column in self.columns]
 
 
 # ----------------------------------------------------------------------------- shared by every script
@@ -450,8 +432,8 @@ def collect(env: gym.Env, choose, steps: int, seed: int) -> list[Tensor]:
 
 @torch.no_grad()
 def open_loop(model: WorldModel, walk: list[Tensor]) -> dict[str, float]:
-    """Of a walk that trained nothing, by steps ahead: squared error of the prior's modes, decoded, and how often the
-    observation of the walk that is nearest to them is the right one. Nothing across the end of an episode."""
+    """Of a walk that trained nothing: the squared error of the prior's decoded modes, and how often the observation of
+    the walk that is nearest to them is the right one, by steps ahead."""
     obs, action, _, next_obs, _, ended = walk
     n, seen, tags = len(obs) - max(OPEN_LOOP), next_obs.unique(dim=0), {}
     zs, _ = imagine(model, code(model.encode(obs[:n])), lambda _, t: action[t : t + n], max(OPEN_LOOP))
@@ -467,46 +449,47 @@ def open_loop(model: WorldModel, walk: list[Tensor]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def draw_pictures(run, nets: nn.ModuleDict, policy, walk: list[Tensor]) -> None:
-    """The horizon study; of a grid also critic and actor, the latent space, and imagined beside real paths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes half a second to import
-    from matplotlib.figure import Figure
-
+def study_and_draw(run, nets: nn.ModuleDict, policy, walk: list[Tensor]) -> None:
+    """The horizon study; of a grid world also pictures of it, of the latent space, and of imagined and real paths."""
     grid, model, played = run.env.unwrapped, nets["model"], [run.play(policy("mpc", horizon)) for horizon in STUDIED]
     for horizon, means in zip(STUDIED, played, strict=True):
         run.log({f"horizon/{name}_{horizon}": mean for name, mean in means.items()})
-    is_grid, measure = isinstance(grid, gridworld.GridWorldEnv), "score" if "score" in means else "return"
-    canvas = FigureCanvasAgg(figure := Figure((13.5 if is_grid else 4.5, 4), layout="constrained"))
-    axes = figure.add_subplot(1, 3 if is_grid else 1, 1, xlabel="planning horizon", ylabel=f"{measure} of the planner")
-    axes.plot(STUDIED, [means[measure] for means in played], marker="o")
-    if is_grid:
-        everywhere = torch.as_tensor(gridworld.observe_all(run.env), device=run.args.device)
-        logits = model.encode(everywhere)
-        z, probs = code(logits), logits.softmax(dim=-1).flatten(1)
-        panel = (nets["critic"](z).squeeze(-1).cpu().numpy(), nets["actor"](z).argmax(dim=1).cpu().numpy(), None)
-        run.picture("policy", gridworld.draw(run.env, {"the critic's value and the actor's action": panel}))
+    if not isinstance(grid, gridworld.GridWorldEnv):
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes half a second to import
+    from matplotlib.figure import Figure
 
-        # The latent's probabilities on their two directions of largest variance.
-        u, s, _ = torch.linalg.svd(probs - probs.mean(dim=0), full_matrices=False)
-        for i, name in enumerate(("row", "column")):
-            axes = figure.add_subplot(1, 3, 2 + i, title=f"latent space, coloured by {name}")
-            dots = axes.scatter(*(u * s)[:, :2].T.cpu(), c=grid.cells[grid.cell_of, i], cmap="viridis")
-            figure.colorbar(dots, ax=axes, label=name)
+    everywhere = torch.as_tensor(gridworld.observe_all(run.env), device=run.args.device)
+    logits = model.encode(everywhere)
+    z, probs = code(logits), logits.softmax(dim=-1).flatten(1)
+    panel = (nets["critic"](z).squeeze(-1).cpu().numpy(), nets["actor"](z).argmax(dim=1).cpu().numpy(), None)
+    run.picture("policy", gridworld.draw(run.env, {"the critic's value and the actor's action": panel}))
 
-        # When a greedy episode and two random walks arrive in each cell, and below, when the model thinks so.
-        greedy = collect(run.env, lambda obs: policy()(obs[None])[0], 20, 10_000)
-        real, imagined = {}, {}
-        for name, columns, first in ("greedy", greedy, 0), ("random 1", walk, 150), ("random 2", walk, 300):
-            obs, action, _, next_obs, _, ended = (column[first : first + 20].to(run.args.device) for column in columns)
-            n = int(ended.float().argmax()) + 1 if ended.any() else len(ended)
-            zs, _ = imagine(model, code(model.encode(obs[:1])), lambda _, t, a=action: a[t : t + 1], n)
-            for panels, path in (real, torch.cat([obs[:1], next_obs[:n]])), (imagined, model.decoder(zs[:, 0])):
-                when, states = np.full(len(everywhere), np.nan), torch.cdist(path, everywhere).argmin(dim=1).cpu()
-                when[states.flip(0)] = np.arange(n, -1, -1)  # the first arrival is written last
-                panels[f"{'real' if panels is real else 'imagined'}, {name}: step of arrival"] = (when, None, (0, 20))
-        run.picture("imagined_and_real", gridworld.draw(run.env, real | imagined))
+    # The latent's probabilities on their two directions of largest variance; the return by planning horizon.
+    canvas = FigureCanvasAgg(figure := Figure((13.5, 4), layout="constrained"))
+    u, s, _ = torch.linalg.svd(probs - probs.mean(dim=0), full_matrices=False)
+    for i, name in enumerate(("row", "column")):
+        axes = figure.add_subplot(1, 3, 1 + i, title=f"latent space, coloured by {name}")
+        dots = axes.scatter(*(u * s)[:, :2].T.cpu(), c=grid.cells[grid.cell_of, i], cmap="viridis")
+        figure.colorbar(dots, ax=axes, label=name)
+    axes = figure.add_subplot(1, 3, 3, xlabel="planning horizon", ylabel="return of the planner (grey: optimal)")
+    axes.axhline(run.optimal, color="grey")
+    axes.plot(STUDIED, [means["return"] for means in played], marker="o")
     canvas.draw()
-    run.picture("latent_space_and_horizons" if is_grid else "horizons", np.array(canvas.buffer_rgba())[:, :, :3])
+    run.picture("latent_space_and_horizons", np.array(canvas.buffer_rgba())[:, :, :3])
+
+    # When a greedy episode and two random walks arrive in each cell, and below, when the model thinks so.
+    greedy = collect(run.env, lambda obs: policy()(obs[None])[0], 20, 10_000)
+    real, imagined = {}, {}
+    for name, columns, first in ("greedy", greedy, 0), ("random 1", walk, 150), ("random 2", walk, 300):
+        obs, action, _, next_obs, _, ended = (column[first : first + 20].to(run.args.device) for column in columns)
+        n = int(ended.float().argmax()) + 1 if ended.any() else len(ended)
+        zs, _ = imagine(model, code(model.encode(obs[:1])), lambda _, t, a=action: a[t : t + 1], n)
+        for panels, path in (real, torch.cat([obs[:1], next_obs[:n]])), (imagined, model.decoder(zs[:, 0])):
+            when, states = np.full(len(everywhere), np.nan), torch.cdist(path, everywhere).argmin(dim=1).cpu()
+            when[states.flip(0)] = np.arange(n, -1, -1)  # the first arrival is written last
+            panels[f"{'real' if panels is real else 'imagined'}, {name}: step of arrival"] = (when, None, (0, 20))
+    run.picture("imagined_and_real", gridworld.draw(run.env, real | imagined))
 
 
 def train(args: Args) -> nn.ModuleDict:
@@ -519,7 +502,8 @@ def train(args: Args) -> nn.ModuleDict:
     model_optimizer = torch.optim.Adam(nets["model"].parameters(), lr=args.learning_rate, fused=True)
     agent = [*nets["actor"].parameters(), *nets["critic"].parameters()]
     agent_optimizer = torch.optim.Adam(agent, lr=args.learning_rate / 10, fused=True)
-    buffer = ReplayBuffer(args.buffer_size, obs_dim)
+    replay = [torch.zeros(args.buffer_size, *size) for size in ([obs_dim], [], [], [obs_dim], [])]
+    replay[1] = replay[1].long()  # columns o, a, r, o', terminated
     # Measuring has its own random numbers: it must not change what is learned.
     generator, eval_generator = (torch.Generator(args.device).manual_seed(args.seed) for _ in range(2))
     walk_rng = np.random.default_rng(args.seed)
@@ -548,7 +532,8 @@ def train(args: Args) -> nn.ModuleDict:
             elif rng.random() >= args.repeat:
                 action = int(rng.integers(n_actions))
             next_obs, reward, terminated, truncated, _ = env.step(action)
-            buffer.add(obs, action, reward, next_obs, terminated)
+            for column, value in zip(replay, (obs, action, reward, next_obs, terminated), strict=True):
+                column[(step - 1) % args.buffer_size] = torch.as_tensor(value)
             ended = terminated or truncated
             obs = env.reset()[0] if ended else next_obs
             run.record(step, np.array([float(reward)]), np.array([ended]))
@@ -558,7 +543,8 @@ def train(args: Args) -> nn.ModuleDict:
                 fall = linear_schedule(1.0, 0.05, args.total_timesteps, step)
                 model_optimizer.param_groups[0]["lr"] = args.learning_rate * fall
                 agent_optimizer.param_groups[0]["lr"] = args.learning_rate / 10 * fall
-                batch = [column.to(args.device) for column in buffer.sample(args.batch_size, rng)]
+                rows = torch.from_numpy(rng.integers(min(step, args.buffer_size), size=args.batch_size))
+                batch = [column[rows].to(args.device) for column in replay]
                 losses, z = update_model(nets["model"], model_optimizer, batch, generator)
                 z = z[: args.batch_size // 2]  # half are enough, and imagining takes most of the time
                 losses |= update_agent(nets, agent_optimizer, z, args.ent_coef * fall, args, generator)
@@ -568,7 +554,7 @@ def train(args: Args) -> nn.ModuleDict:
                 run.log(open_loop(nets["model"], walk))
             run.evaluate(policy())
 
-        draw_pictures(run, nets, policy, walk)
+        study_and_draw(run, nets, policy, walk)
         run.finish(policy(), nets.state_dict())
     return nets
 

@@ -348,7 +348,7 @@ def test_samples_have_the_probabilities_and_without_a_generator_the_mode():
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(world_model, "draw_pictures", lambda *a: None)
+    monkeypatch.setattr(world_model, "study_and_draw", lambda *a: None)
 
 
 def spied(args, monkeypatch, name):
@@ -388,24 +388,29 @@ def test_the_agent_starts_from_encodings_of_replayed_states(short_args, monkeypa
 
 @pytest.mark.parametrize(("repeat", "low", "high"), [(0.0, 0.15, 0.35), (0.5, 0.53, 0.72), (1.0, 1.0, 1.0)])
 def test_random_actions_repeat_the_last_as_often_as_told(repeat, low, high, short_args, monkeypatch, no_pictures):
+    """Of a run of 400 random steps; a fourth by chance, or .5 + .5 / 4."""
     args = short_args("world_model", repeat=repeat, end_e=1.0, total_timesteps=400, learning_starts=400)
-    actions = []
-    add = world_model.ReplayBuffer.add
-    monkeypatch.setattr(world_model.ReplayBuffer, "add", lambda self, *a: (actions.append(a[1]), add(self, *a))[1])
+    made, step = [], gridworld.GridWorldEnv.step
+    monkeypatch.setattr(gridworld.GridWorldEnv, "step", lambda self, a: (made.append(a), step(self, a))[1])
     world_model.train(args)
-    assert low <= np.mean(np.array(actions[1:]) == np.array(actions[:-1])) <= high  # a fourth, or .5 + .5 / 4
+    actions = np.array(made[-400:])
+    assert low <= np.mean(actions[1:] == actions[:-1]) <= high
 
 
-def test_buffer_overwrites_the_oldest_and_keeps_transitions_whole():
-    buffer = world_model.ReplayBuffer(5, obs_dim=2)
-    for i in range(9):  # 4 .. 8 remain
-        buffer.add(np.full(2, i), i, i * 0.5, np.full(2, i + 1), i % 2)
-    obs, action, reward, next_obs, terminated = buffer.sample(400, np.random.default_rng(0))
-    assert set(action.tolist()) == {4, 5, 6, 7, 8}
-    assert torch.equal(obs, action.float()[:, None].expand(-1, 2))
-    assert torch.equal(next_obs, obs + 1)
-    assert torch.equal(reward, action * 0.5)
-    assert torch.equal(terminated, (action % 2).float())
+def test_replay_overwrites_the_oldest(short_args, monkeypatch, no_pictures):
+    """With room for 20 transitions, the batches after 300 steps hold at most 20, and all stem from the last 20 steps."""
+    made, collect = [], world_model.torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *a, **k: (made.append(collect(*a, **k)), made[-1])[1])
+    args = short_args("world_model", observation="onehot", buffer_size=20, total_timesteps=300, learning_starts=290)
+    calls, _ = spied(args, monkeypatch, "update_model")
+    replay = next(i for i in range(len(made)) if made[i].shape == (20, 25))
+    columns = made[replay : replay + 5]
+    seen = {tuple(row.tolist()) for row in torch.cat([calls[-1][2][0], calls[-1][2][3]], dim=1)}
+    assert seen == {tuple(row.tolist()) for row in torch.cat([columns[0], columns[3]], dim=1)}
+    state, next_state = columns[0].argmax(1), columns[3].argmax(1)
+    order = torch.arange(20)  # 300 is a multiple of 20: the ring begins at row 0, and every step follows the last
+    same = next_state[order[:-1]] == state[order[1:]]
+    assert (same | (columns[4][:-1] == 1) | (state[1:] == 0)).all()
 
 
 @pytest.mark.parametrize("flags", [{}, {"controller": "mpc", "observation": "coords"}, {"layout": "key_door"}])
@@ -549,8 +554,8 @@ MUTANTS = [
     ("return losses, z.detach()", "return losses, code(model.predict(z, action), generator).detach()", "encoding_of_the_next"),
     ("args.gamma * going_on.sigmoid()\n", "args.gamma * torch.ones_like(reward)\n", "imagined_episodes_end"),
     ("gamma * going_on.sigmoid(), value, 1.0", "gamma + 0 * going_on, value, 1.0", "optimal_in_one_step"),
-    ("next_obs, terminated)\n            ended", "next_obs, terminated or truncated)\n            ended", "are_those_of_the_environment"),
-    ("buffer.add(obs, action, reward, next_obs, terminated)", "buffer.add(obs, action, reward, obs, terminated)", "are_those_of_the_environment"),
+    ("(obs, action, reward, next_obs, terminated), strict", "(obs, action, reward, next_obs, terminated or truncated), strict", "are_those_of_the_environment"),
+    ("(obs, action, reward, next_obs, terminated), strict", "(obs, action, reward, obs, terminated), strict", "are_those_of_the_environment"),
     ("losses |= update_agent(nets, agent_optimizer, z,", "losses |= update_agent(nets, agent_optimizer, torch.zeros_like(z),", "starts_from_encodings"),
     ("episode[:n] == episode[k - 1 : k - 1 + n]", "episode[:n] >= 0", "exact_for_the_oracle"),
     ("action[t : t + n]", "action[:n]", "exact_for_the_oracle"),
