@@ -174,8 +174,7 @@ def branch(ensemble, q, obs, known, length: int, gamma: float, pessimism: float)
         y = td_target(reward, end, next_value, gamma)
         steps.append((obs, action, y.mean(dim=0) - pessimism * y.std(dim=0, correction=0)))
         member = torch.randint(len(output), (len(obs),))
-        next_obs = predicted_obs(output[member, row], obs, known, sample=True)
-        obs = next_obs[chance[1] >= end[member, row]]
+        obs = predicted_obs(output[member, row], obs, known, sample=True)[chance[1] >= end[member, row]]
     return steps
 
 
@@ -183,10 +182,10 @@ def plan(ensemble, q, obs, known, horizon, gamma, pessimism, bonus, rng, num_can
     """The first action of the best action sequence, and the mean return that it promises: (N,) int64 and (N,) float.
 
     R_e = sum_{t < H} gamma^t alive_t r_t + gamma^H alive_H Q(s_H, a_H),  alive_t = prod_{i < t} (1 - end_i), in the
-    rollout of each member alone (PETS, TS-infinity), obs (E, N, D) alike in all. The best sequence has the largest
-    mean_e - pessimism std_e of R_e + sum_t gamma^t alive_t bonus disagreement_t. All rollouts are one batch. They
-    branch on every action as long as that makes at most `num_candidates`, and on the first and the last in any case, so
-    small searches are exhaustive; in between each draws its actions from `rng`.
+    rollout of each member alone (PETS, TS-infinity); obs (E, N, D) is alike in all. The best sequence has the largest
+    mean_e - pessimism std_e of R_e + sum_t gamma^t alive_t bonus disagreement_t. All rollouts are one batch. They try
+    every action as long as that makes at most `num_candidates` sequences, and first and last in any case: a small
+    search is exhaustive, a large one goes on with actions drawn from `rng`.
     """
     (members, n, _), n_actions, c = obs.shape, q(obs).shape[-1], 1
     total, alive, extra = obs.new_zeros(members, n), obs.new_ones(members, n), obs.new_zeros(members, n)
@@ -352,8 +351,7 @@ def train(args: Args) -> nn.ModuleDict:
     agent = nn.ModuleDict({"q": q, "ensemble": Ensemble(members, obs_dim, n_actions)}).to(args.device)
     ensemble, optimizer = agent["ensemble"], torch.optim.Adam(q.parameters(), lr=args.learning_rate, fused=True)
     model_optimizer = torch.optim.Adam(ensemble.parameters(), lr=5 * args.learning_rate, fused=True)
-    # Replay: columns obs, action, reward, next_obs, terminated, weights of the members; small enough to be copied.
-    buffer, seen, binary, known = [], {}, True, None  # known: all observations seen, if made of zeros and ones (D2)
+    buffer, seen, binary, known = [], {}, True, None  # replay as columns; observations seen, if of zeros and ones (D2)
     n_real = args.batch_size // 4 if args.rollout_length else args.batch_size
 
     def sample(*shape: int) -> list[Tensor]:
@@ -370,8 +368,7 @@ def train(args: Args) -> nn.ModuleDict:
     def act(obs: np.ndarray, pessimism: float, bonus: float, rng: np.random.Generator) -> list[np.ndarray]:
         """Planned actions (N,), with --horizon 0 greedy in Q, and the discounted returns (N,) that they promise."""
         obs = torch.as_tensor(obs, device=args.device).expand(members, -1, -1)
-        planned = plan(ensemble, q, obs, known, args.horizon, args.gamma, pessimism, bonus, rng)
-        return [tensor.cpu().numpy() for tensor in planned]
+        return [x.cpu().numpy() for x in plan(ensemble, q, obs, known, args.horizon, args.gamma, pessimism, bonus, rng)]
 
     def greedy_policy():
         """Plans once for each observation: the networks stand still while this is used."""
@@ -401,16 +398,14 @@ def train(args: Args) -> nn.ModuleDict:
             if ended.any():  # next_obs already is the first of the next episode there
                 last_obs[ended] = np.stack(info["final_obs"][ended])
             weight = rng.exponential(size=(n, members))
-            rows = obs, action, np.float32(reward), last_obs, np.float32(terminated), np.float32(weight)
-            rows = [torch.as_tensor(column, device=args.device) for column in rows]
+            new = obs, action, np.float32(reward), last_obs, np.float32(terminated), np.float32(weight)
+            new = [torch.as_tensor(column, device=args.device) for column in new]
             with torch.no_grad():  # what the ensemble says about this step, before it learns from it
-                output = ensemble(rows[0], rows[1])[0]
-                error = (predicted_obs(output, rows[0], known) - rows[3]).abs().amax(dim=-1)  # 0 or 1 where one-hot
+                output = ensemble(new[0], new[1])[0]
+                error = (predicted_obs(output, new[0], known) - new[3]).abs().amax(dim=-1)  # 0 or 1 where one-hot
                 scalars["model/one_step_error"] = error.mean().item()
-                scalars["model/disagreement"] = disagreement(output, rows[0], known).mean().item()
-            buffer = (
-                [torch.cat(pair)[-args.buffer_size :] for pair in zip(buffer, rows, strict=True)] if buffer else rows
-            )
+                scalars["model/disagreement"] = disagreement(output, new[0], known).mean().item()
+            buffer = [torch.cat(pair)[-args.buffer_size :] for pair in zip(buffer, new, strict=True)] if buffer else new
             binary = binary and np.isin([obs, last_obs], (0, 1)).all()
             seen |= {row.tobytes(): row for row in np.concatenate([obs, last_obs])} if binary else {}
             obs = next_obs
@@ -429,21 +424,19 @@ def train(args: Args) -> nn.ModuleDict:
                     weight = weight.diagonal(dim1=0, dim2=2).T  # each member's own: (E, B)
                     loss = ensemble_loss(ensemble(b_obs, b_action), known, b_obs, *rest, weight)
                     scalars["losses/ensemble"] = descend(model_optimizer, loss) / members
-                learned_at = step
+                learned_at, n_starts = step, updates * (args.batch_size - n_real) // max(1, args.rollout_length)
                 with torch.no_grad():
                     b_obs, b_action, b_reward, b_next_obs, b_terminated, _ = sample(updates * n_real)
                     y = td_target(b_reward, b_terminated, q(b_next_obs).amax(dim=1), args.gamma)
-                    starts = sample(updates * (args.batch_size - n_real) // max(1, args.rollout_length))[0]
-                    imagined = branch(ensemble, q, starts, known, args.rollout_length, args.gamma, args.pessimism)
+                    flags = args.rollout_length, args.gamma, args.pessimism
+                    imagined = branch(ensemble, q, sample(n_starts)[0], known, *flags)
                     b_obs, b_action, y = map(torch.cat, zip((b_obs, b_action, y), *imagined, strict=True))
                 for rows in torch.randperm(len(y)).chunk(updates):
                     q_taken = q(b_obs[rows]).gather(1, b_action[rows, None]).squeeze(1)
                     scalars["losses/td_loss"] = descend(optimizer, F.smooth_l1_loss(q_taken, y[rows]))
                 optimizer.param_groups[0]["lr"] = args.learning_rate * max(0.0, 1.0 - step / args.total_timesteps)
-                if step % 100 < n:
-                    run.log(scalars)
+                run.log(scalars if step % 100 < n else {})
             run.evaluate(greedy_policy())
-
         if isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
             states = gridworld.observe_all(run.env)
             value = q(torch.as_tensor(states, device=args.device)).amax(dim=1).detach().cpu().numpy()

@@ -1,7 +1,5 @@
 """The maths of model_based.py by hand, with models written down instead of learned; and the papers' experiments."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -424,8 +422,10 @@ def test_short_branches_beat_whole_episodes_while_data_is_scarce_but_not_with_th
         if model == "true":
             env = short_args("model_based", **common).make_env()
             monkeypatch.setattr(model_based.Ensemble, "forward", true_forward(env))
-            not_binary = np.array([False])  # so that `known` is None, and the true change is taken as it is
-            monkeypatch.setattr(np, "isin", lambda a, *b, **k: not_binary if isinstance(a, list) else isin(a, *b, **k))
+            # Not made of zeros and ones, says this: so `known` is None, and the true change is taken as it is.
+            monkeypatch.setattr(
+                np, "isin", lambda a, *b, **k: np.array([False]) if isinstance(a, list) else isin(a, *b, **k)
+            )
         for length in (1, 3, 144):
             for seed in range(1, 6) if (model, length) != ("true", 1) else ():
                 scores.clear()
@@ -452,8 +452,8 @@ MUTANTS = [
     ("rng.exponential(size=(n, members))", "np.ones((n, members))", "its_own_sample"),
     ("last_obs, np.float32(terminated)", "last_obs, np.float32(ended)", "its_own_sample"),
     ("np.float32(reward), last_obs,", "np.float32(reward), next_obs,", "its_own_sample"),
-    ("branch(ensemble, q, starts,", "branch(ensemble, q, buffer[0][:1].expand_as(starts),", "start_from_replayed"),
-    ("max(1, args.rollout_length))[0]", "max(1, args.rollout_length))[3]", "start_from_replayed"),
+    ("branch(ensemble, q, sample(n_starts)[0],", "branch(ensemble, q, buffer[0][:1].expand(n_starts, -1),", "start_from_replayed"),
+    ("sample(n_starts)[0]", "sample(n_starts)[3]", "start_from_replayed"),
     ("predicted_obs(output[member, row], obs", "predicted_obs(output.mean(dim=0), obs", "one_member_at_a_time"),
     ("chance[1] >= end[member, row]", "chance[1] >= 0.0", "rows_that_end_stop"),
     ("F.one_hot(action, self.n_actions).float()", "F.one_hot(action, self.n_actions).float().roll(1, -1)", "equals_its_members"),
