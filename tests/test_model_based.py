@@ -231,9 +231,9 @@ def test_target_bootstraps_through_the_time_limit_but_not_through_termination():
 def test_imagined_target_by_hand():
     """Members see observation 0 or 1 with chances (3/4, 1/4) and (0, 1); max Q is 4 and 8 there."""
     known, q = torch.eye(2), table([[0.0, 4.0], [8.0, 0.0]])
-    ensemble = written_down(([np.log(0.75), np.log(0.25)], 1.0, 0.0), ([-1e3, 1e3], 2.0, 0.5))
+    ensemble = written_down(([np.log(0.75), np.log(0.25)], 1.0, 0.0), ([-1e3, 1e3], 3.0, 0.5))
     ((_, _, y),) = model_based.branch(ensemble, q, known[:1], known, 1, 0.5, 0.5)
-    first, second = 1 + 0.5 * (0.75 * 4 + 0.25 * 8), 2 + 0.5 * 0.5 * 8
+    first, second = 1 + 0.5 * (0.75 * 4 + 0.25 * 8), 3 + 0.5 * 0.5 * 8
     assert y.item() == pytest.approx((first + second) / 2 - 0.5 * abs(first - second) / 2)
 
 
