@@ -12,6 +12,7 @@ Differences from the paper:
 """
 
 import dataclasses
+import functools
 import json
 import random
 import re
@@ -60,7 +61,7 @@ class Args(gridworld.EnvArgs):
     capture_video: bool = False
     """Film a greedy episode of the trained agent, to video.gif in the run folder."""
 
-    num_envs: int = 16
+    num_envs: int = 32
     """Environments stepped side by side."""
     num_steps: int = 20
     """Steps of each environment between updates."""
@@ -68,11 +69,7 @@ class Args(gridworld.EnvArgs):
     """Manager and worker; without, the same layers are an LSTM actor-critic: no goals, no intrinsic reward."""
     goal_horizon: int = 5
     """Steps c that a goal looks ahead; also how many goals are pooled and the radius r of the dilated LSTM."""
-    latent_size: int = 32
-    """Dimensions of the manager's latent states and goals."""
-    embedding_size: int = 8
-    """Dimensions k in which actions meet the embedded goal."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Step size of Adam at the start; it falls to 0 linearly."""
     gamma: float = 0.99
     """Discount per step of the worker's return."""
@@ -82,10 +79,8 @@ class Args(gridworld.EnvArgs):
     """Weight alpha of the intrinsic reward in the worker's return."""
     extrinsic_coef: float = 1.0
     """Weight of the environment's reward in the worker's return; 0 is the paper's purely feudal worker."""
-    start_e: float = 0.02
-    """Chance of a random goal at the first step."""
-    end_e: float = 0.0
-    """The same at the last step; it falls linearly."""
+    random_goals: float = 0.02
+    """Chance of a random goal at the first step; it falls to 0 linearly."""
     start_ent_coef: float = 0.1
     """Weight of the entropy of the worker's policy at the first step."""
     end_ent_coef: float = 0.005
@@ -97,8 +92,7 @@ class Args(gridworld.EnvArgs):
         super().__post_init__()
         self.check_run()
         self.check(num_envs=(1, 4_096), num_steps=(1, 1e5), goal_horizon=(1, 1e3), learning_rate=(0, 1), gamma=(0, 1))
-        self.check(latent_size=(1, 4_096), embedding_size=(1, 4_096), manager_gamma=(0, 1), intrinsic_coef=(0, 1e6))
-        self.check(extrinsic_coef=(0, 1e6), start_e=(0, 1), end_e=(0, 1))
+        self.check(manager_gamma=(0, 1), intrinsic_coef=(0, 1e6), extrinsic_coef=(0, 1e6), random_goals=(0, 1))
         self.check(start_ent_coef=(0, 1e6), end_ent_coef=(0, 1e6), max_grad_norm=(0, 1e6))
 
 
@@ -138,12 +132,11 @@ def arrivals(next_s: Tensor, ended: Tensor, c: int) -> tuple[Tensor, Tensor]:
 
     next_s (T, N, Z) is s_{t+1}, before any reset; ended (T, N) bool.
     """
-    arrival, known, goes_on = next_s.clone(), ended.clone(), ~ended
+    arrival, known, goes_on = next_s.clone(), ended.clone(), ~ended[:-1]
     for k in range(1, min(c, len(ended))):
-        goes_on = goes_on[: len(ended) - k]  # (T - k, N): the episode of step t still runs at step t + k
         arrival[:-k] = torch.where(goes_on[..., None], next_s[k:], arrival[:-k])
         known[:-k] |= goes_on & ended[k:]
-        goes_on = goes_on & ~ended[k:]
+        goes_on = (goes_on & ~ended[k:])[:-1]  # (T - k - 1, N): step t's episode still runs after step t + k
     known[: max(len(ended) - c + 1, 0)] = True
     return arrival, known
 
@@ -163,97 +156,56 @@ def worker_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
     return -(log_prob * advantage.detach()).mean()
 
 
-def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
-    """Value at `step` of the line from `start` at step 0 to `end` at step `duration`, then `end`."""
-    return end if step >= duration else start + (end - start) * step / duration
-
-
 # ----------------------------------------------------------------------------- network
 
 
-Memory = tuple[Tensor, Tensor, Tensor]  # LSTM (r, 2, N, Z); latent states, goals (c, N, Z) of the last c steps; 0: none
-
-
 class Feudal(nn.Module):
-    """A manager that sets goals, a worker that acts on them, and a critic for each."""
+    """A manager that sets goals, a worker that acts on them, and a critic of the observation for each."""
 
-    def __init__(self, obs_dim: int, n_actions: int, args: Args) -> None:
+    latent, embedding = 32, 8  # Z of states and goals; k, in which actions meet the pooled goals
+
+    def __init__(self, obs_dim: int, n_actions: int, goal_horizon: int, has_manager: bool = True) -> None:
         super().__init__()
-        self.has_manager, self.c, size, k = args.manager, args.goal_horizon, args.latent_size, args.embedding_size
-        self.space = nn.Sequential(nn.Linear(obs_dim, 64), nn.Tanh(), nn.Linear(64, size))
-        self.lstm = nn.LSTMCell(size, size)
-        self.worker = nn.Sequential(nn.Linear(obs_dim, 64), nn.Tanh(), nn.Linear(64, n_actions * k))
-        self.phi = nn.Linear(size, k, bias=False)  # with a bias the worker could act as if there were no goals
-        self.manager_critic, self.worker_critic = (
-            nn.Sequential(nn.Linear(obs_dim, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
-            for _ in range(2)
+        self.c, self.has_manager, z, k = goal_horizon, has_manager, self.latent, self.embedding
+        self.space, self.worker, self.manager_critic, self.worker_critic = (
+            nn.Sequential(nn.Linear(obs_dim, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, size))
+            for size in (z, n_actions * k, 1, 1)
         )
-        for name, parameter in self.named_parameters():
-            if "weight" in name:
-                nn.init.orthogonal_(parameter, 0.01 if name == "worker.2.weight" else 2**0.5)  # start near uniform
-            else:
-                nn.init.zeros_(parameter)  # in the LSTM too: its bias would make the goals of all states alike
-        nn.init.ones_(self.lstm.bias_ih[size : 2 * size])  # the forget gate: memories last
+        self.lstm, self.phi = nn.LSTMCell(z, z), nn.Linear(z, k, bias=False)  # no bias: without goals, no preference
+        for name, parameter in self.named_parameters():  # biases 0: the LSTM's would make all goals alike
+            gain = 0.01 if name == "worker.4.weight" else 2**0.5  # start near a uniform policy
+            nn.init.orthogonal_(parameter, gain) if "weight" in name else nn.init.zeros_(parameter)
+        nn.init.ones_(self.lstm.bias_ih[z : 2 * z])  # the forget gate: memories last
 
-    def memory(self, n: int) -> Memory:
-        """What is remembered in n environments before their first step: nothing."""
-        zeros, size = self.phi.weight.new_zeros, self.phi.in_features
-        return zeros(self.c if self.has_manager else 1, 2, n, size), zeros(self.c, n, size), zeros(self.c, n, size)
+    def memory(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Before the first step, 0: LSTM states (r, 2, N, Z); the last c latent states and goals (c, N, Z) each."""
+        r = self.c if self.has_manager else 1
+        return tuple(self.phi.weight.new_zeros(*size, n, self.latent) for size in ((r, 2), (self.c,), (self.c,)))
 
-    def manage(
-        self, obs: Tensor, start: Tensor, memory: Memory, random_goal: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Memory]:
-        """One step of the manager: the goal (N, Z), the pooled goals for the worker (N, Z), the memory afterwards.
+    def manage(self, obs: Tensor, start: Tensor, memory: tuple, random_goal: Tensor | None = None) -> tuple:
+        """One step of the manager: the goal (N, Z), the goals pooled for the worker (N, Z), the memory afterwards.
 
-        obs (N, D); start (N,) bool, where an episode begins and the memory of the last one is dropped; random_goal
-        (N, Z) replaces the goal in rows where it is not 0. Only the goal and the LSTM's memory carry gradient.
+        obs (N, D); start (N,) bool, where an episode begins, with no memory of the last; random_goal (N, Z) replaces
+        the goal in rows that are not 0. Only the goal and the LSTM's states carry gradient.
         """
         lstm, past_s, past_goal = (part * ~start[:, None] for part in memory)
         s = self.space(obs)
         # Dilated LSTM: r states, each a memory of every r-th step; the oldest moves, the outputs of all are pooled.
         lstm = torch.cat([lstm[1:], torch.stack(self.lstm(s, (lstm[0, 0], lstm[0, 1])))[None]])
-        output = lstm[:, 0].sum(dim=0)
-        if not self.has_manager:
-            return output, output, (lstm, past_s, past_goal)
-        goal = F.normalize(output, dim=1)
+        goal = lstm[:, 0].sum(dim=0)
+        if not self.has_manager:  # r = 1: the output of an LSTM, through which the worker's gradient flows
+            return goal, goal, (lstm, past_s, past_goal)
         if random_goal is not None:
             goal = torch.where(random_goal.any(dim=1, keepdim=True), random_goal, goal)
+        goal = F.normalize(goal, dim=1)
         pooled = past_goal.sum(dim=0) + goal.detach()  # g_{t-c} to g_t; the worker's gradient stays with the worker
         past_s, past_goal = torch.cat([past_s[1:], s.detach()[None]]), torch.cat([past_goal[1:], goal.detach()[None]])
         return goal, pooled, (lstm, past_s, past_goal)
 
     def log_pi(self, obs: Tensor, pooled: Tensor) -> Tensor:
         """log softmax(U w), w = phi(pooled goals): (..., D), (..., Z) -> (..., A)."""
-        u = self.worker(obs).unflatten(-1, (-1, self.phi.out_features))  # (..., A, k)
+        u = self.worker(obs).unflatten(-1, (-1, self.embedding))  # (..., A, k)
         return (u @ self.phi(pooled)[..., None])[..., 0].log_softmax(dim=-1)
-
-
-@torch.no_grad()
-def goal_panels(network: Feudal, env: gym.Env) -> dict:
-    """For gridworld.draw: what manager and worker do in each state when an episode begins there."""
-    grid, obs = env.unwrapped, torch.as_tensor(gridworld.observe_all(env), device=network.phi.weight.device)
-    n, c, state, memory, plan = len(obs), network.c, np.arange(len(obs)), network.memory(len(obs)), []
-    for _ in range(c):
-        goal, pooled, memory = network.manage(obs[state], torch.zeros(n, dtype=torch.bool), memory)
-        plan.append((goal, network.log_pi(obs[state], pooled).argmax(dim=1).cpu().numpy()))
-        state = grid.next_state[state, plan[-1][1]]
-    goal, action = plan[0]
-    value = network.worker_critic(obs)[:, 0].cpu().numpy()
-    panels = {"greedy action, the worker's value": (value, action, None)}
-    if network.has_manager and n <= 4_096:
-        s = network.space(obs)
-        followed = d_cos(s[state] - s, goal).cpu().numpy()
-        panels[f"next {c} greedy steps: cosine with the goal"] = (followed, action, (-1, 1))
-        # The goal as a place: of the states within c moves, the one in its direction, and the first move there.
-        distance = np.where(np.eye(n, dtype=bool), 0, c + 1)
-        for _ in range(c):
-            distance = np.minimum(distance, 1 + distance[grid.next_state].min(axis=1))
-        cosine = torch.stack([d_cos(s - s[i], goal[i]) for i in range(n)]).cpu().numpy()
-        cosine[(distance == 0) | (distance > c)] = -2.0
-        best = cosine.argmax(axis=1)
-        way = distance[grid.next_state, best[:, None]].argmin(axis=1)
-        panels[f"the goal: way to the place within {c} moves it points at"] = (cosine.max(axis=1), way, (-1, 1))
-    return panels
 
 
 # ----------------------------------------------------------------------------- shared by every script
@@ -397,11 +349,9 @@ def train(args: Args) -> Feudal:
     rng = seed_everything(args.seed)
     envs = args.make_vec(args.num_envs)
     n, c, n_actions = args.num_envs, args.goal_horizon, int(envs.single_action_space.n)
-    network = Feudal(envs.single_observation_space.shape[0], n_actions, args).to(args.device)
+    network = Feudal(envs.single_observation_space.shape[0], n_actions, c, args.manager).to(args.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, device=args.device)
+    tensor = functools.partial(torch.as_tensor, device=args.device)
 
     def greedy_policy():
         """The likeliest action, with a memory of its own."""
@@ -420,13 +370,13 @@ def train(args: Args) -> Feudal:
         obs, _ = envs.reset(seed=args.seed)  # seeded once: a seed on every reset would replay one episode
         start, memory, per_update = np.ones(n, bool), network.memory(n), n * args.num_steps
         for step in range(0, args.total_timesteps, per_update):
-            epsilon = linear_schedule(args.start_e, args.end_e, args.total_timesteps, step)
+            left = 1.0 - step / args.total_timesteps  # of the run
             memory, rollout = tuple(part.detach() for part in memory), []  # the values are carried on, the graph is not
             for t in range(1, args.num_steps + 1):
                 # The manager sets a goal, keeping the graph for the update; the worker acts on the last goals.
-                random_goal = rng.normal(size=(n, args.latent_size)) * (rng.random((n, 1)) < epsilon)
-                random_goal = F.normalize(tensor(np.float32(random_goal)), dim=1)
-                goal, pooled, memory = network.manage(tensor(obs), tensor(start), memory, random_goal)
+                is_random = rng.random((n, 1)) < args.random_goals * left
+                random_goal = np.float32(rng.normal(size=(n, network.latent)) * is_random)
+                goal, pooled, memory = network.manage(tensor(obs), tensor(start), memory, tensor(random_goal))
                 with torch.no_grad():
                     log_pi = network.log_pi(tensor(obs), pooled).cpu().numpy()
                 action = (log_pi + rng.gumbel(size=(n, n_actions))).argmax(axis=1)  # a sample of pi
@@ -443,18 +393,16 @@ def train(args: Args) -> Feudal:
             # One update from the rollout, (T, N, ...).
             columns = (torch.stack(column) for column in zip(*rollout, strict=True))
             b_obs, b_action, b_reward, b_last_obs, b_terminated, b_ended, goal, pooled, past_s, past_goal = columns
-            worker_reward, critics = args.extrinsic_coef * b_reward, [("worker", network.worker_critic, args.gamma)]
+            reward, losses, advantage = args.extrinsic_coef * b_reward, {}, {}
             if args.manager:
-                with torch.no_grad():
-                    next_s = network.space(b_last_obs)
+                next_s = network.space(b_last_obs).detach()
                 r_i = intrinsic_reward(next_s, past_s.transpose(0, 1), past_goal.transpose(0, 1))
-                worker_reward = worker_reward + args.intrinsic_coef * r_i
-                critics.append(("manager", network.manager_critic, args.manager_gamma))
-            losses, advantage = {}, {}
-            for name, critic, gamma in critics:
-                reward, value = worker_reward if name == "worker" else b_reward, critic(b_obs)[..., 0]
-                with torch.no_grad():
-                    target = n_step_return(reward, b_terminated, b_ended, critic(b_last_obs)[..., 0], gamma)
+                reward = reward + args.intrinsic_coef * r_i
+            critics = [("worker", network.worker_critic, reward, args.gamma)]
+            critics += [("manager", network.manager_critic, b_reward, args.manager_gamma)] if args.manager else []
+            for name, critic, reward, gamma in critics:
+                value, next_value = critic(b_obs)[..., 0], critic(b_last_obs)[..., 0].detach()
+                target = n_step_return(reward, b_terminated, b_ended, next_value, gamma)
                 losses[f"{name}_value"], advantage[name] = F.mse_loss(value, target), target - value
             log_pi = network.log_pi(b_obs, pooled)
             losses["worker"] = worker_loss(log_pi.gather(2, b_action[..., None])[..., 0], advantage["worker"])
@@ -463,8 +411,8 @@ def train(args: Args) -> Feudal:
                 movement = arrival - past_s[:, -1]
                 losses["manager"] = manager_loss(goal, movement, advantage["manager"], known)
             entropy = -(log_pi.exp() * log_pi).sum(dim=-1).mean()
-            ent_coef = linear_schedule(args.start_ent_coef, args.end_ent_coef, args.total_timesteps, step)
-            optimizer.param_groups[0]["lr"] = linear_schedule(args.learning_rate, 0.0, args.total_timesteps, step)
+            ent_coef = args.end_ent_coef + (args.start_ent_coef - args.end_ent_coef) * left
+            optimizer.param_groups[0]["lr"] = args.learning_rate * left
             optimizer.zero_grad()
             (sum(losses.values()) - ent_coef * entropy).backward()
             nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
@@ -475,19 +423,28 @@ def train(args: Args) -> Feudal:
                     with torch.no_grad():
                         shuffled = pooled.flatten(0, 1)[tensor(rng.permutation(per_update))].view_as(pooled)
                         changed = network.log_pi(b_obs, shuffled).argmax(dim=2) != log_pi.argmax(dim=2)
-                        cosine, mean_goal = d_cos(movement, goal)[known], goal.mean(dim=(0, 1))
-                    run.log({"goals/cosine": cosine.mean().item(), "goals/norm_of_mean": mean_goal.norm().item()})
-                    run.log({"goals/changed_by_shuffle": changed.float().mean().item()})
-                    run.log({"goals/intrinsic_reward": r_i.mean().item()})
+                        goals = {"cosine": d_cos(movement, goal)[known].mean(), "intrinsic_reward": r_i.mean()}
+                        goals |= {"norm_of_mean": goal.mean(dim=(0, 1)).norm(), "changed": changed.float().mean()}
+                    run.log({f"goals/{name}": value.item() for name, value in goals.items()})
             run.evaluate(greedy_policy())
 
-        note = ""
-        if args.manager:
-            cosine, changed = cosine.mean().item(), changed.float().mean().item()
-            note = f"; cosine of movement and goal {cosine:.2f}, shuffled goals change {changed:.0%} of the actions"
-        if isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
-            run.picture("goals", gridworld.draw(run.env, goal_panels(network, run.env)))
-        run.finish(greedy_policy(), network.state_dict(), note)
+        if args.manager and isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
+            grid, obs, policy, actions = run.env.unwrapped, gridworld.observe_all(run.env), greedy_policy(), []
+            state = np.arange(len(obs))
+            for t in range(c):  # what manager and worker do in each state when an episode begins there
+                actions.append(policy(obs[state], np.full(len(obs), t == 0)))
+                state = grid.next_state[state, actions[-1]]
+            with torch.no_grad():
+                s, value = network.space(tensor(obs)), network.worker_critic(tensor(obs))[:, 0].cpu().numpy()
+                goal, *_ = network.manage(tensor(obs), torch.ones_like(s[:, 0]).bool(), network.memory(len(obs)))
+                moved = d_cos(s[state] - s, goal).cpu().numpy()
+                best = d_cos(s[grid.next_state] - s[:, None], goal[:, None]).cpu().max(dim=1)  # of neighbouring cells
+            panels = {"greedy move, the worker's value": (value, actions[0], None)}
+            panels[f"{c} greedy moves: cosine with the goal"] = (moved, actions[0], (-1, 1))
+            panels["the move nearest to the goal: its cosine"] = (best.values.numpy(), best.indices.numpy(), (-1, 1))
+            run.picture("goals", gridworld.draw(run.env, panels))
+        note = "; cosine of movement and goal {cosine:.2f}, shuffled goals change {changed:.0%} of the actions"
+        run.finish(greedy_policy(), network.state_dict(), note.format(**goals) if args.manager else "")
     return network
 
 

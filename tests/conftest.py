@@ -21,6 +21,7 @@ SHORT = {
     "model_based": {"total_timesteps": 120, "eval_every": 60, "learning_starts": 60},
     "world_model": {"total_timesteps": 120, "eval_every": 60, "learning_starts": 60},
     "options_critic": {"total_timesteps": 1_280, "eval_every": 640, "num_envs": 4, "num_steps": 10},
+    "feudal": {"total_timesteps": 1_280, "eval_every": 640, "num_envs": 4, "num_steps": 10},
 }
 
 

@@ -1,0 +1,381 @@
+"""The maths of feudal.py by hand and by finite differences, what its memory holds, and the paper's experiments."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import t_maze  # noqa: F401 (registers TMaze-v0)
+import torch
+from conftest import read_log
+
+import feudal
+
+Z = feudal.Feudal.latent
+
+
+def make_network(obs_dim=6, c=3, manager=True):
+    torch.manual_seed(0)
+    return feudal.Feudal(obs_dim, 4, c, manager).double()
+
+
+def play_through(network, obs, start):
+    """(goal, pooled) of every step, and the memory at the end, for obs (T, N, D) and start (T, N)."""
+    memory, steps = network.memory(obs.shape[1]), []
+    for t in range(len(obs)):
+        goal, pooled, memory = network.manage(obs[t], start[t], memory)
+        steps.append((goal, pooled))
+    return *(torch.stack(column) for column in zip(*steps, strict=True)), memory
+
+
+def starts(steps, n, *where):
+    start = torch.zeros(steps, n, dtype=torch.bool)
+    start[0] = True
+    for t, i in where:
+        start[t, i] = True
+    return start
+
+
+# ----------------------------------------------------------------------------- goals and rewards
+
+
+def test_gradient_of_the_cosine():
+    """d cos / d g = (d - cos g) / |g| for unit d and g / |g|; it is orthogonal to g."""
+    torch.manual_seed(0)
+    movement, goal = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64, requires_grad=True)
+    cosine = feudal.d_cos(movement, goal)
+    (gradient,) = torch.autograd.grad(cosine, goal)
+    d, g = movement / movement.norm(), (goal / goal.norm()).detach()
+    assert torch.allclose(gradient, (d - cosine.detach() * g) / goal.norm().detach())
+    assert (gradient @ g).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_intrinsic_reward_is_one_along_the_goals_and_minus_one_against_them():
+    goal = torch.nn.functional.normalize(torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0)), dim=2)
+    past_goal, past_s = goal.expand(5, 3, 4), torch.stack([-i * goal[0] for i in (5.0, 4.0, 3.0, 2.0, 1.0)])
+    assert feudal.intrinsic_reward(torch.zeros(3, 4), past_s, past_goal).tolist() == pytest.approx([1.0] * 3)
+    assert feudal.intrinsic_reward(torch.zeros(3, 4), -past_s, past_goal).tolist() == pytest.approx([-1.0] * 3)
+
+
+def test_intrinsic_reward_by_hand():
+    """c = 2: from (0, 0) two steps ago with goal (0, 1), from (3, 0) with goal (1, 0), to (3, 4); 1 and 0."""
+    past_s, past_goal = torch.tensor([[[0.0, 0.0]], [[3.0, 0.0]]]), torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])
+    past_goal.requires_grad_()
+    reward = feudal.intrinsic_reward(torch.tensor([[3.0, 4.0]]), past_s, past_goal)
+    assert reward.tolist() == pytest.approx([(0.8 + 0.0) / 2])
+    assert not reward.requires_grad
+    with torch.no_grad():
+        past_goal[0] = 0.0  # the episode began one step ago: that term is missing, c stays
+        past_goal[1] = torch.tensor([0.0, 1.0])
+    assert feudal.intrinsic_reward(torch.tensor([[3.0, 4.0]]), past_s, past_goal).tolist() == pytest.approx([0.5])
+
+
+def test_returns_bootstrap_at_cuts_and_at_the_rollouts_end_but_not_at_termination():
+    reward = torch.tensor([[1.0, 1.0, 1.0]] * 3)
+    terminated = torch.tensor([[False, False, False], [True, False, False], [False, False, False]])
+    ended = torch.tensor([[False, False, False], [True, True, False], [False, False, False]])
+    next_value = torch.tensor([[9.0, 9.0, 9.0], [8.0, 8.0, 8.0], [4.0, 4.0, 4.0]], requires_grad=True)
+    returns = feudal.n_step_return(reward, terminated, ended, next_value, 0.5)
+    assert returns[:, 0].tolist() == [1.5, 1.0, 3.0]  # ends in a terminal state
+    assert returns[:, 1].tolist() == [3.5, 5.0, 3.0]  # is cut: 1 + 0.5 * 8
+    assert returns[:, 2].tolist() == [2.25, 2.5, 3.0]  # goes on: 1 + 0.5 * 2.5, 1 + 0.5 * 3, 1 + 0.5 * 4
+    assert not returns.requires_grad
+
+
+def test_arrivals_by_hand():
+    """T = 6, c = 3. s_{t+1} is t + 1; env 0 ends after step 1, env 1 never, env 2 after steps 3 and 5."""
+    next_s = torch.arange(1.0, 7.0)[:, None, None].expand(6, 3, 1)
+    ended = torch.zeros(6, 3, dtype=torch.bool)
+    ended[1, 0] = ended[3, 2] = ended[5, 2] = True
+    arrival, known = feudal.arrivals(next_s, ended, 3)
+    assert arrival[:4, 0, 0].tolist() == [2, 2, 5, 6]
+    assert known[:, 0].tolist() == [True, True, True, True, False, False]
+    assert arrival[:4, 1, 0].tolist() == [3, 4, 5, 6]
+    assert known[:, 1].tolist() == [True, True, True, True, False, False]
+    assert arrival[:, 2, 0].tolist() == [3, 4, 4, 4, 6, 6]
+    assert known[:, 2].all()
+
+
+@pytest.mark.parametrize("c", [1, 2, 9])
+def test_arrivals_of_any_horizon(c):
+    """Against one environment and step at a time."""
+    generator = torch.Generator().manual_seed(c)
+    next_s, ended = torch.randn(7, 40, 2, generator=generator), torch.rand(7, 40, generator=generator) < 0.2
+    arrival, known = feudal.arrivals(next_s, ended, c)
+    for t in range(7):
+        for i in range(40):
+            last = next((k for k in range(t, 7) if ended[k, i] or k == t + c - 1), None)
+            assert known[t, i] == (last is not None)
+            assert last is None or torch.equal(arrival[t, i], next_s[last, i])
+
+
+def test_manager_loss_by_hand():
+    goal = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]], requires_grad=True)
+    movement = torch.tensor([[[3.0, 4.0], [3.0, 4.0], [1.0, 1.0]]], requires_grad=True)
+    advantage = torch.tensor([[2.0, -1.0, 100.0]], requires_grad=True)
+    known = torch.tensor([[True, True, False]])
+    loss = feudal.manager_loss(goal, movement, advantage, known)
+    assert loss.item() == pytest.approx(-(2.0 * 0.6 - 1.0 * 0.8) / 2)
+    loss.backward()
+    assert movement.grad is None
+    assert advantage.grad is None
+    assert goal.grad[0, 0].tolist() == pytest.approx([0.0, -0.8])  # descent turns it to the movement; across only
+    assert goal.grad[0, 1].tolist() == pytest.approx([0.6 / 4, 0.0])  # a bad one: away, by A / |g| / 2
+    assert goal.grad[0, 2].tolist() == [0.0, 0.0]
+    assert feudal.manager_loss(goal, movement, advantage, known & False).item() == 0.0
+
+
+def test_transition_policy_gradient_by_finite_differences():
+    """Through normalisation, pooling and the dilated LSTM over nine steps, in which an episode begins."""
+    network, obs = make_network(), torch.rand(9, 2, 6, dtype=torch.float64)
+    movement, advantage = torch.randn(9, 2, Z, dtype=torch.float64), torch.randn(9, 2, dtype=torch.float64)
+    known, start = torch.rand(9, 2) < 0.8, starts(9, 2, (4, 1))
+
+    def loss():
+        return feudal.manager_loss(play_through(network, obs, start)[0], movement, advantage, known)
+
+    for parameter in (network.lstm.weight_hh, network.lstm.bias_ih, network.space[0].weight):
+        (gradient,) = torch.autograd.grad(loss(), parameter)
+        i = gradient.abs().argmax()
+        with torch.no_grad():
+            parameter.view(-1)[i] += 1e-6
+            high = loss()
+            parameter.view(-1)[i] -= 2e-6
+            low = loss()
+            parameter.view(-1)[i] += 1e-6
+        assert gradient.view(-1)[i].item() == pytest.approx(((high - low) / 2e-6).item(), rel=1e-4)
+
+
+def test_policy_gradient_by_finite_differences():
+    """E_pi[-d worker_loss / d theta] is the derivative of sum_a pi(a) Q(a), whatever the baseline; theta in U and phi."""
+    network = make_network()
+    obs, pooled = torch.rand(1, 1, 6, dtype=torch.float64), torch.randn(1, 1, Z, dtype=torch.float64)
+    q, baseline = torch.tensor([1.0, 3.0, -2.0, 0.5], dtype=torch.float64), 0.7
+    log_pi = network.log_pi(obs, pooled)
+    loss = sum(
+        p * feudal.worker_loss(log_pi[..., a], (q[a] - baseline)[None, None])
+        for a, p in enumerate(log_pi.exp().detach()[0, 0])
+    )
+    for parameter in (network.worker[4].weight, network.phi.weight):
+        (gradient,) = torch.autograd.grad(-loss, parameter, retain_graph=True)
+        i, values = gradient.abs().argmax(), []
+        for shift in (1e-6, -2e-6):
+            with torch.no_grad():
+                parameter.view(-1)[i] += shift
+                values.append((network.log_pi(obs, pooled).exp() * q).sum().item())
+        with torch.no_grad():
+            parameter.view(-1)[i] += 1e-6
+        assert gradient.view(-1)[i].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+
+
+def test_worker_loss_by_hand():
+    log_prob, advantage = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.ones(1, 2, requires_grad=True)
+    loss = feudal.worker_loss(log_prob, torch.tensor([[2.0, -1.0]]) * advantage)
+    assert loss.item() == pytest.approx(0.0)  # -(-1 * 2 + -2 * -1) / 2
+    loss.backward()
+    assert log_prob.grad.tolist() == [[-1.0, 0.5]]  # a good action is made likelier by descent
+    assert advantage.grad is None
+
+
+# ----------------------------------------------------------------------------- who learns from what
+
+
+@pytest.mark.parametrize("manager", [True, False])
+def test_each_loss_reaches_its_own_part_of_the_network(manager):
+    network, obs = make_network(manager=manager), torch.rand(5, 2, 6, dtype=torch.float64)
+    goal, pooled, _ = play_through(network, obs, starts(5, 2))
+    ones = torch.ones(5, 2, dtype=torch.float64)
+
+    def reached(loss):
+        names, parameters = zip(*network.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+        return {name.split(".")[0] for name, g in zip(names, gradients, strict=True) if g is not None and g.any()}
+
+    worker = reached(feudal.worker_loss(network.log_pi(obs, pooled)[..., 0], ones))
+    if manager:
+        assert worker == {"worker", "phi"}
+        movement = torch.randn(5, 2, Z, dtype=torch.float64)
+        assert reached(feudal.manager_loss(goal, movement, ones, ones.bool())) == {"space", "lstm"}
+    else:  # an LSTM actor-critic
+        assert worker == {"worker", "phi", "space", "lstm"}
+
+
+def test_without_goals_the_worker_has_no_preference():
+    """No bias in the embedding of the goal."""
+    network = make_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+    log_pi = network.log_pi(torch.rand(3, 6, dtype=torch.float64), torch.zeros(3, Z, dtype=torch.float64))
+    assert torch.allclose(log_pi.exp(), torch.full((3, 4), 0.25, dtype=torch.float64))
+
+
+def test_worker_multiplies_actions_with_the_embedded_goal():
+    network = make_network()
+    with torch.no_grad():
+        network.worker[4].weight.normal_()
+    obs, pooled = torch.rand(1, 6, dtype=torch.float64), torch.randn(1, Z, dtype=torch.float64)
+    u, w = network.worker(obs).reshape(4, 8), network.phi.weight @ pooled[0]
+    logits = torch.stack([(u[a] * w).sum() for a in range(4)])
+    assert torch.allclose(network.log_pi(obs, pooled)[0], logits.log_softmax(0))
+
+
+def test_same_size_with_and_without_manager():
+    shapes = [{n: p.shape for n, p in make_network(manager=m).named_parameters()} for m in (True, False)]
+    assert shapes[0] == shapes[1]
+
+
+# ----------------------------------------------------------------------------- what is remembered
+
+
+@pytest.mark.parametrize("r", [1, 3, 5])
+def test_one_group_of_the_dilated_lstm_moves_per_step(r):
+    network, memory, n = make_network(c=r), None, 2
+    obs, memory = torch.rand(4 * r, n, 6, dtype=torch.float64), network.memory(2)
+    for t in range(4 * r):
+        _, _, after = network.manage(obs[t], torch.full((n,), t == 0), memory)
+        assert torch.equal(after[0][:-1], memory[0][1:])  # the others wait, in order
+        memory = after
+
+
+def test_a_group_remembers_every_rth_step_alone():
+    network, obs, start = make_network(c=3), torch.rand(9, 1, 6, dtype=torch.float64), starts(9, 1)
+    lstm = play_through(network, obs, start)[2][0]
+    for t in (0, 3, 6):  # the steps of the oldest group: 0, 3, 6
+        changed = obs.clone()
+        changed[t] += 1.0
+        differs = [
+            not torch.equal(a, b) for a, b in zip(lstm, play_through(network, changed, start)[2][0], strict=True)
+        ]
+        assert differs == [True, False, False]
+    hidden = network.lstm(network.space(obs[0]))
+    for t in (3, 6):
+        hidden = network.lstm(network.space(obs[t]), hidden)
+    assert torch.allclose(lstm[0], torch.stack(hidden))
+
+
+def test_goals_are_directions_of_length_one_and_pooled_over_c_and_now():
+    network, obs = make_network(c=3), torch.rand(8, 2, 6, dtype=torch.float64)
+    goal, pooled, (lstm, past_s, past_goal) = play_through(network, obs, starts(8, 2, (5, 1)))
+    assert torch.allclose(goal.norm(dim=2), torch.ones(8, 2, dtype=torch.float64))
+    for t in range(8):
+        assert torch.allclose(pooled[t, 0], goal[max(t - 3, 0) : t + 1, 0].sum(dim=0))
+        first = 5 if t >= 5 else 0
+        assert torch.allclose(pooled[t, 1], goal[max(t - 3, first) : t + 1, 1].sum(dim=0))
+    assert torch.allclose(goal[7], torch.nn.functional.normalize(lstm[:, 0].sum(dim=0), dim=1))
+    assert torch.allclose(past_s, network.space(obs[5:]))
+    assert torch.allclose(past_goal, goal[5:])
+    assert not pooled.requires_grad
+    assert not past_s.requires_grad
+    assert not past_goal.requires_grad
+
+
+@pytest.mark.parametrize("manager", [True, False])
+def test_nothing_is_remembered_of_the_last_episode(manager):
+    network, obs = make_network(manager=manager), torch.rand(12, 2, 6, dtype=torch.float64)
+    goal, pooled, memory = play_through(network, obs, starts(12, 2, (7, 0)))
+    again = play_through(network, obs[7:], starts(5, 2))
+    assert torch.equal(goal[7:, 0], again[0][:, 0])
+    assert torch.equal(pooled[7:, 0], again[1][:, 0])
+    assert all(torch.equal(a[..., 0, :], b[..., 0, :]) for a, b in zip(memory, again[2], strict=True))
+    assert not torch.equal(goal[7:, 1], again[0][:, 1])  # the other environment went on
+
+
+def test_random_goals_replace_and_teach_nothing():
+    network, obs = make_network(), torch.rand(2, 6, dtype=torch.float64)
+    random_goal = torch.zeros(2, Z, dtype=torch.float64)
+    random_goal[1, 3] = 7.0
+    goal, _, memory = network.manage(obs, torch.ones(2, dtype=torch.bool), network.memory(2), random_goal)
+    own, *_ = network.manage(obs, torch.ones(2, dtype=torch.bool), network.memory(2))
+    assert torch.equal(goal[0], own[0])
+    assert torch.equal(goal[1], random_goal[1] / 7.0)
+    assert torch.equal(memory[2][-1], goal)
+    assert not any(g.any() for g in torch.autograd.grad(goal[1].sum(), list(network.lstm.parameters())))
+
+
+class Spy:
+    """What the maths and the manager were given in a run, (arguments, result) of each call, and the trained network."""
+
+    def __init__(self, monkeypatch, args):
+        self.calls = {name: [] for name in ("manage", "intrinsic_reward", "arrivals", "manager_loss", "n_step_return")}
+        for name, calls in self.calls.items():
+            owner = feudal.Feudal if name == "manage" else feudal
+            monkeypatch.setattr(owner, name, self.wrapped(getattr(owner, name), calls))
+        self.network = feudal.train(args)
+
+    def wrapped(self, function, calls):
+        return lambda *a: (calls.append((a, result := function(*a))), result)[1]
+
+
+def test_state_is_carried_from_rollout_to_rollout_and_dropped_at_episode_ends(short_args, monkeypatch):
+    """Also: what arrives at an episode's end is its last observation, not the first of the next episode."""
+    args = short_args("feudal", grid_size=3, max_episode_steps=7, num_envs=3, eval_every=0, random_goals=0.0)
+    args = dataclasses.replace(
+        args, total_timesteps=300, learning_rate=0.0
+    )  # nothing is learned: states are comparable
+    calls, steps = Spy(monkeypatch, args).calls, 100
+    manage = calls["manage"][:steps]
+    for ((_, _, _, memory, _), _), (_, (_, _, left)) in zip(manage[1:], manage[:-1], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(memory, left, strict=True))
+        assert not memory[1].requires_grad
+    start = torch.stack([arguments[2] for arguments, _ in manage])  # (100, 3)
+    next_s, past_s, past_goal = (torch.cat([a[i] for a, _ in calls["intrinsic_reward"]], min(i, 1)) for i in range(3))
+    age, ends = torch.zeros(3, dtype=torch.int64), 0
+    for t in range(steps - 1):
+        age = torch.where(start[t], 1, age + 1)
+        remembered = (past_goal[:, t].norm(dim=-1) > 0).sum(dim=0)
+        assert torch.equal(remembered, age.clamp(max=args.goal_horizon))  # of this episode alone
+        arrived, seen_next = next_s[t], past_s[-1, t + 1]
+        assert torch.equal(torch.isclose(arrived, seen_next, atol=1e-5).all(dim=1) | start[t + 1], torch.ones(3).bool())
+        ends += int((start[t + 1] & ~torch.isclose(arrived, seen_next, atol=1e-2).all(dim=1)).sum())
+    assert ends > 20  # some are cut in the first cell, where the next begins
+    movement, arrival = calls["manager_loss"][0][0][1], calls["arrivals"][0][1][0]
+    assert torch.equal(movement, arrival - past_s[-1, : args.num_steps])
+
+
+def test_rewards_and_discounts_of_manager_and_worker(short_args, monkeypatch):
+    args = short_args("feudal", gamma=0.5, manager_gamma=0.75, intrinsic_coef=0.25, extrinsic_coef=2.0, eval_every=0)
+    calls = Spy(monkeypatch, args).calls
+    (worker, _), (manager, returns) = calls["n_step_return"][:2]
+    assert (worker[4], manager[4]) == (0.5, 0.75)
+    assert torch.allclose(worker[0], 2.0 * manager[0] + 0.25 * calls["intrinsic_reward"][0][1])
+    assert calls["intrinsic_reward"][0][1].abs().max() > 0.1
+    assert set(np.unique(manager[0].numpy().round(3))) <= {np.float32(-0.1), 10.0}
+    goal, _, advantage, _ = calls["manager_loss"][0][0]
+    assert (returns - advantage).std() < 1.0  # the manager's values, at their start
+    assert torch.equal(torch.stack([result[0] for _, result in calls["manage"][: args.num_steps]]), goal)
+
+
+def test_greedy_policy_keeps_its_own_memory_and_starts_anew(short_args, monkeypatch):
+    args, policies = short_args("feudal", eval_episodes=3, total_timesteps=40, grid_size=3), []
+    play = feudal.Run.play
+    monkeypatch.setattr(feudal.Run, "play", lambda self, policy: (policies.append(policy), play(self, policy))[1])
+    spy = Spy(monkeypatch, args)
+    first = next(arguments for arguments, _ in spy.calls["manage"] if len(arguments[1]) == 3)  # 4 in training
+    assert not any(part.any() for part in first[3])
+    spy.calls["manage"].clear()
+    obs = np.eye(9, dtype=np.float32)
+    policies[-1](obs[[3, 3, 3]], np.array([True, True, True]))
+    policies[-1](obs[[4, 4, 4]], np.array([False, True, False]))
+    (_, (_, _, left)), ((_, _, _, memory), (goal, _, _)) = spy.calls["manage"]
+    assert all(a is b for a, b in zip(memory, left, strict=True))
+    fresh, *_ = spy.network.manage(torch.as_tensor(obs[[4]]), torch.tensor([True]), spy.network.memory(1))
+    assert torch.allclose(goal[1], fresh[0])
+    assert not torch.allclose(goal[0], fresh[0])
+
+
+def test_log_and_pictures_say_what_the_goals_do(short_args, tmp_path):
+    feudal.train(short_args("feudal"))
+    log = read_log(next(tmp_path.iterdir()))
+    assert all(-1.0 <= value <= 1.0 for _, value in log["goals/cosine"])
+    assert all(0.0 <= value <= 1.0 for tag in ("changed", "norm_of_mean") for _, value in log[f"goals/{tag}"])
+    assert "losses/manager" in log
+    assert "pictures/goals" in log["images"]
+
+
+def test_without_manager_there_are_no_goals_and_no_intrinsic_reward(short_args, tmp_path, monkeypatch):
+    spy = Spy(monkeypatch, short_args("feudal", manager=False, intrinsic_coef=1.0))
+    log = read_log(next(tmp_path.iterdir()))
+    assert not any(tag.startswith("goals/") or tag == "losses/manager" for tag in log)
+    assert not spy.calls["intrinsic_reward"]
+    rewards = np.unique(torch.cat([a[0] for a, _ in spy.calls["n_step_return"]]).numpy().round(3))
+    assert set(rewards.tolist()) <= {np.float32(-0.1).item(), 10.0}
