@@ -4,11 +4,10 @@ Paper: Vezhnevets et al. (2017), FeUdal Networks for Hierarchical Reinforcement 
        equations (7), (8) and (10) and its sections are cited here.
 Run:   python feudal.py --grid-size 8
 Differences from the paper:
-    D1. Advantage actor-critic with Adam over rollouts of several environments replaces asynchronous learners.
+    D1. Advantage actor-critic over rollouts of several environments; random goals and entropy bonus fall linearly.
     D2. Manager and worker have a percept each, and the worker no memory: its U is a network of the observation.
-    D3. The chance of a random goal and the weight of the entropy fall linearly.
+    D3. Where an episode ends within c steps, its last state stands for s_{t+c}.
     D4. Only termination ends the return: a transition cut by the time limit bootstraps (Pardo et al. 2018).
-    D5. Where an episode ends within c steps, its last state stands for s_{t+c}.
 """
 
 import dataclasses
@@ -78,7 +77,7 @@ class Args(gridworld.EnvArgs):
     intrinsic_coef: float = 0.1
     """Weight alpha of the intrinsic reward in the worker's return."""
     extrinsic_coef: float = 1.0
-    """Weight of the environment's reward in the worker's return; 0 is the paper's purely feudal worker."""
+    """Weight of the environment's reward in the worker's return; 0 hides it (Dayan and Hinton 1993)."""
     random_goals: float = 0.02
     """Chance of a random goal at the first step; it falls to 0 linearly."""
     start_ent_coef: float = 0.1
@@ -127,10 +126,10 @@ def n_step_return(reward: Tensor, terminated: Tensor, ended: Tensor, next_value:
     return torch.stack(returns[::-1]).detach()
 
 
-def arrivals(next_s: Tensor, ended: Tensor, c: int) -> tuple[Tensor, Tensor]:
-    """s_{t+c}, or the last state of an episode that ends before (D5), (T, N, Z); whether the rollout holds it, (T, N).
+def movements(s: Tensor, next_s: Tensor, ended: Tensor, c: int) -> tuple[Tensor, Tensor]:
+    """s_{t+c} - s_t, with the last state of an episode that ends before (D3), (T, N, Z); is it known?, (T, N) bool.
 
-    next_s (T, N, Z) is s_{t+1}, before any reset; ended (T, N) bool.
+    s, next_s (T, N, Z): s_t, and s_{t+1} before any reset; ended (T, N) bool. Unknown: it lies beyond the rollout.
     """
     arrival, known, goes_on = next_s.clone(), ended.clone(), ~ended[:-1]
     for k in range(1, min(c, len(ended))):
@@ -138,7 +137,7 @@ def arrivals(next_s: Tensor, ended: Tensor, c: int) -> tuple[Tensor, Tensor]:
         known[:-k] |= goes_on & ended[k:]
         goes_on = (goes_on & ~ended[k:])[:-1]  # (T - k - 1, N): step t's episode still runs after step t + k
     known[: max(len(ended) - c + 1, 0)] = True
-    return arrival, known
+    return arrival - s, known
 
 
 def manager_loss(goal: Tensor, movement: Tensor, advantage: Tensor, known: Tensor) -> Tensor:
@@ -407,8 +406,7 @@ def train(args: Args) -> Feudal:
             log_pi = network.log_pi(b_obs, pooled)
             losses["worker"] = worker_loss(log_pi.gather(2, b_action[..., None])[..., 0], advantage["worker"])
             if args.manager:
-                arrival, known = arrivals(next_s, b_ended, c)
-                movement = arrival - past_s[:, -1]
+                movement, known = movements(past_s[:, -1], next_s, b_ended, c)
                 losses["manager"] = manager_loss(goal, movement, advantage["manager"], known)
             entropy = -(log_pi.exp() * log_pi).sum(dim=-1).mean()
             ent_coef = args.end_ent_coef + (args.start_ent_coef - args.end_ent_coef) * left
@@ -420,28 +418,28 @@ def train(args: Args) -> Feudal:
             if step % (10 * per_update) == 0:
                 run.log({f"losses/{name}": loss.item() for name, loss in (losses | {"entropy": entropy}).items()})
                 if args.manager:
-                    with torch.no_grad():
-                        shuffled = pooled.flatten(0, 1)[tensor(rng.permutation(per_update))].view_as(pooled)
-                        changed = network.log_pi(b_obs, shuffled).argmax(dim=2) != log_pi.argmax(dim=2)
-                        goals = {"cosine": d_cos(movement, goal)[known].mean(), "intrinsic_reward": r_i.mean()}
-                        goals |= {"norm_of_mean": goal.mean(dim=(0, 1)).norm(), "changed": changed.float().mean()}
+                    shuffled = pooled.flatten(0, 1)[tensor(rng.permutation(per_update))].view_as(pooled)
+                    changed = network.log_pi(b_obs, shuffled).argmax(dim=2) != log_pi.argmax(dim=2)
+                    goals = {"cosine": d_cos(movement, goal)[known].mean(), "intrinsic_reward": r_i.mean()}
+                    goals |= {"norm_of_mean": goal.mean(dim=(0, 1)).norm(), "changed": changed.float().mean()}
                     run.log({f"goals/{name}": value.item() for name, value in goals.items()})
             run.evaluate(greedy_policy())
 
-        if args.manager and isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
+        if args.manager and getattr(run.env.unwrapped, "n_states", 1e9) <= 2_000:  # not too large a grid
             grid, obs, policy, actions = run.env.unwrapped, gridworld.observe_all(run.env), greedy_policy(), []
-            state = np.arange(len(obs))
-            for t in range(c):  # what manager and worker do in each state when an episode begins there
+            state, distance = np.arange(len(obs)), np.where(np.eye(len(obs)) == 1, 0, c + 1)  # from state to state
+            for t in range(c):  # what the worker does in each state when an episode begins there
                 actions.append(policy(obs[state], np.full(len(obs), t == 0)))
                 state = grid.next_state[state, actions[-1]]
-            with torch.no_grad():
+                distance = np.minimum(distance, 1 + distance[grid.next_state].min(axis=1))
+            with torch.no_grad():  # cosine of the goal in one state (row) with the way to another (column)
                 s, value = network.space(tensor(obs)), network.worker_critic(tensor(obs))[:, 0].cpu().numpy()
-                goal, *_ = network.manage(tensor(obs), torch.ones_like(s[:, 0]).bool(), network.memory(len(obs)))
-                moved = d_cos(s[state] - s, goal).cpu().numpy()
-                best = d_cos(s[grid.next_state] - s[:, None], goal[:, None]).cpu().max(dim=1)  # of neighbouring cells
+                goal, *_ = network.manage(tensor(obs), tensor(np.ones(len(obs), bool)), network.memory(len(obs)))
+                cosine = ((goal @ s.T - (goal * s).sum(1, True)) / torch.cdist(s, s).clamp(min=1e-3)).cpu().numpy()
+            place = np.where((distance > 0) & (distance <= c), cosine, -2.0).argmax(axis=1)  # what the goal points at
+            way, moved = distance[grid.next_state, place[:, None]].argmin(axis=1), cosine[np.arange(len(obs)), state]
             panels = {"greedy move, the worker's value": (value, actions[0], None)}
-            panels[f"{c} greedy moves: cosine with the goal"] = (moved, actions[0], (-1, 1))
-            panels["the move nearest to the goal: its cosine"] = (best.values.numpy(), best.indices.numpy(), (-1, 1))
+            panels[f"way to the goal, its cosine with {c} greedy moves"] = (moved, way, (-1, 1))
             run.picture("goals", gridworld.draw(run.env, panels))
         note = "; cosine of movement and goal {cosine:.2f}, shuffled goals change {changed:.0%} of the actions"
         run.finish(greedy_policy(), network.state_dict(), note.format(**goals) if args.manager else "")

@@ -82,31 +82,32 @@ def test_returns_bootstrap_at_cuts_and_at_the_rollouts_end_but_not_at_terminatio
     assert not returns.requires_grad
 
 
-def test_arrivals_by_hand():
-    """T = 6, c = 3. s_{t+1} is t + 1; env 0 ends after step 1, env 1 never, env 2 after steps 3 and 5."""
-    next_s = torch.arange(1.0, 7.0)[:, None, None].expand(6, 3, 1)
+def test_movements_by_hand():
+    """T = 6, c = 3. s_t is t; env 0 ends after step 1, env 1 never, env 2 after steps 3 and 5."""
+    s = torch.arange(6.0)[:, None, None].expand(6, 3, 1)
     ended = torch.zeros(6, 3, dtype=torch.bool)
     ended[1, 0] = ended[3, 2] = ended[5, 2] = True
-    arrival, known = feudal.arrivals(next_s, ended, 3)
-    assert arrival[:4, 0, 0].tolist() == [2, 2, 5, 6]
+    movement, known = feudal.movements(s, s + 1.0, ended, 3)
+    assert movement[:4, 0, 0].tolist() == [2, 1, 3, 3]
     assert known[:, 0].tolist() == [True, True, True, True, False, False]
-    assert arrival[:4, 1, 0].tolist() == [3, 4, 5, 6]
+    assert movement[:4, 1, 0].tolist() == [3, 3, 3, 3]
     assert known[:, 1].tolist() == [True, True, True, True, False, False]
-    assert arrival[:, 2, 0].tolist() == [3, 4, 4, 4, 6, 6]
+    assert movement[:, 2, 0].tolist() == [3, 3, 2, 1, 2, 1]
     assert known[:, 2].all()
 
 
 @pytest.mark.parametrize("c", [1, 2, 9])
-def test_arrivals_of_any_horizon(c):
+def test_movements_of_any_horizon(c):
     """Against one environment and step at a time."""
     generator = torch.Generator().manual_seed(c)
-    next_s, ended = torch.randn(7, 40, 2, generator=generator), torch.rand(7, 40, generator=generator) < 0.2
-    arrival, known = feudal.arrivals(next_s, ended, c)
+    s, next_s = torch.randn(2, 7, 40, 2, generator=generator)
+    ended = torch.rand(7, 40, generator=generator) < 0.2
+    movement, known = feudal.movements(s, next_s, ended, c)
     for t in range(7):
         for i in range(40):
             last = next((k for k in range(t, 7) if ended[k, i] or k == t + c - 1), None)
             assert known[t, i] == (last is not None)
-            assert last is None or torch.equal(arrival[t, i], next_s[last, i])
+            assert last is None or torch.equal(movement[t, i], next_s[last, i] - s[t, i])
 
 
 def test_manager_loss_by_hand():
@@ -297,7 +298,7 @@ class Spy:
     """What the maths and the manager were given in a run, (arguments, result) of each call, and the trained network."""
 
     def __init__(self, monkeypatch, args):
-        self.calls = {name: [] for name in ("manage", "intrinsic_reward", "arrivals", "manager_loss", "n_step_return")}
+        self.calls = {name: [] for name in ("manage", "intrinsic_reward", "movements", "manager_loss", "n_step_return")}
         for name, calls in self.calls.items():
             owner = feudal.Feudal if name == "manage" else feudal
             monkeypatch.setattr(owner, name, self.wrapped(getattr(owner, name), calls))
@@ -329,8 +330,8 @@ def test_state_is_carried_from_rollout_to_rollout_and_dropped_at_episode_ends(sh
         assert torch.equal(torch.isclose(arrived, seen_next, atol=1e-5).all(dim=1) | start[t + 1], torch.ones(3).bool())
         ends += int((start[t + 1] & ~torch.isclose(arrived, seen_next, atol=1e-2).all(dim=1)).sum())
     assert ends > 20  # some are cut in the first cell, where the next begins
-    movement, arrival = calls["manager_loss"][0][0][1], calls["arrivals"][0][1][0]
-    assert torch.equal(movement, arrival - past_s[-1, : args.num_steps])
+    assert torch.equal(calls["movements"][0][0][0], past_s[-1, : args.num_steps])
+    assert torch.equal(calls["manager_loss"][0][0][1], calls["movements"][0][1][0])
 
 
 def test_rewards_and_discounts_of_manager_and_worker(short_args, monkeypatch):
@@ -493,9 +494,9 @@ MUTANTS = [
     ("d_cos(next_s - past_s, past_goal).mean(dim=0)", "((next_s - past_s) * past_goal).sum(-1).mean(dim=0)", "one_along_the_goals"),
     ("gamma * ~terminated[t] *", "gamma * ~ended[t] *", "returns_bootstrap"),
     ("torch.where(ended[t], next_value[t], following)", "following", "returns_bootstrap"),
-    ("known[: max(len(ended) - c + 1, 0)] = True", "known[:] = True", "arrivals_by_hand"),
-    ("goes_on = (goes_on & ~ended[k:])[:-1]", "goes_on = goes_on[:-1]", "arrivals_by_hand"),
-    ("arrival, known, goes_on = next_s.clone(), ended.clone(), ~ended[:-1]", "arrival, known, goes_on = next_s.clone(), ended.clone(), ended[:-1] | True", "arrivals_by_hand"),
+    ("known[: max(len(ended) - c + 1, 0)] = True", "known[:] = True", "movements_by_hand"),
+    ("goes_on = (goes_on & ~ended[k:])[:-1]", "goes_on = goes_on[:-1]", "movements_by_hand"),
+    ("arrival, known, goes_on = next_s.clone(), ended.clone(), ~ended[:-1]", "arrival, known, goes_on = next_s.clone(), ended.clone(), ended[:-1] | True", "movements_by_hand"),
     ("return -gain[known].sum()", "return gain[known].sum()", "manager_loss_by_hand"),
     ("d_cos(movement.detach(), goal)", "d_cos(movement, goal)", "manager_loss_by_hand"),
     ("gain = advantage.detach()", "gain = advantage", "manager_loss_by_hand"),
