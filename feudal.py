@@ -425,8 +425,8 @@ def train(args: Args) -> Feudal:
                     run.log({f"goals/{name}": value.item() for name, value in goals.items()})
             run.evaluate(greedy_policy())
 
-        if args.manager and getattr(run.env.unwrapped, "n_states", 1e9) <= 2_000:  # not too large a grid
-            grid, obs, policy, actions = run.env.unwrapped, gridworld.observe_all(run.env), greedy_policy(), []
+        if args.manager and isinstance(grid := run.env.unwrapped, gridworld.GridWorldEnv) and grid.n_states <= 2_000:
+            obs, policy, actions = gridworld.observe_all(run.env), greedy_policy(), []
             state, distance = np.arange(len(obs)), np.where(np.eye(len(obs)) == 1, 0, c + 1)  # from state to state
             for t in range(c):  # what the worker does in each state when an episode begins there
                 actions.append(policy(obs[state], np.full(len(obs), t == 0)))

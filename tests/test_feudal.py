@@ -361,8 +361,8 @@ def test_greedy_policy_keeps_its_own_memory_and_starts_anew(short_args, monkeypa
     (_, (_, _, left)), ((_, _, _, memory), (goal, _, _)) = spy.calls["manage"]
     assert all(a is b for a, b in zip(memory, left, strict=True))
     fresh, *_ = spy.network.manage(torch.as_tensor(obs[[4]]), torch.tensor([True]), spy.network.memory(1))
-    assert torch.allclose(goal[1], fresh[0])
-    assert not torch.allclose(goal[0], fresh[0])
+    assert torch.allclose(goal[1], fresh[0], atol=1e-5)
+    assert not torch.allclose(goal[0], fresh[0], atol=1e-3)
 
 
 def test_log_and_pictures_say_what_the_goals_do(short_args, tmp_path):
