@@ -1,7 +1,7 @@
 """FeUdal networks: a manager sets directions in a latent space it learns, a worker is rewarded for moving along them.
 
 Paper: Vezhnevets et al. (2017), FeUdal Networks for Hierarchical Reinforcement Learning, ICML, arXiv:1703.01161v2; its
-       equations (7), (8) and (10) and its sections are cited here.
+       equations (7) and (8) and its sections are cited here.
 Run:   python feudal.py --grid-size 8
 Differences from the paper:
     D1. Advantage actor-critic over rollouts of several environments; random goals and entropy bonus fall linearly.
@@ -67,7 +67,7 @@ class Args(gridworld.EnvArgs):
     manager: bool = True
     """Manager and worker; without, the same layers are an LSTM actor-critic: no goals, no intrinsic reward."""
     goal_horizon: int = 5
-    """Steps c that a goal looks ahead; also how many goals are pooled and the radius r of the dilated LSTM."""
+    """Steps c that a goal looks ahead, at most --num-steps; so many goals are pooled, and it is the LSTM's radius r."""
     learning_rate: float = 2e-3
     """Step size of Adam at the start; it falls to 0 linearly."""
     gamma: float = 0.99
@@ -90,9 +90,9 @@ class Args(gridworld.EnvArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_run()
-        self.check(num_envs=(1, 4_096), num_steps=(1, 1e5), goal_horizon=(1, 1e3), learning_rate=(0, 1), gamma=(0, 1))
-        self.check(manager_gamma=(0, 1), intrinsic_coef=(0, 1e6), extrinsic_coef=(0, 1e6), random_goals=(0, 1))
-        self.check(start_ent_coef=(0, 1e6), end_ent_coef=(0, 1e6), max_grad_norm=(0, 1e6))
+        self.check(num_envs=(1, 4_096), num_steps=(1, 1e5), goal_horizon=(1, self.num_steps), learning_rate=(0, 1))
+        self.check(gamma=(0, 1), manager_gamma=(0, 1), intrinsic_coef=(0, 1e6), extrinsic_coef=(0, 1e6))
+        self.check(random_goals=(0, 1), start_ent_coef=(0, 1e6), end_ent_coef=(0, 1e6), max_grad_norm=(0, 1e6))
 
 
 # ----------------------------------------------------------------------------- the maths

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import t_maze  # noqa: F401 (registers TMaze-v0)
 import torch
 from conftest import read_log
 
