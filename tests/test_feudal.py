@@ -480,9 +480,9 @@ def test_goals_matter_where_the_worker_is_paid_for_following_them_alone(tmp_path
     show("purely feudal worker, random start and goal, score", rows)
     assert np.mean(rows["trained"]) >= 0.4
     assert np.min(rows["trained"]) > np.max(rows["untrained"])
-    assert np.max(rows["untrained"]) < 0.3
-    assert np.max(rows["sign flipped"]) < 0.3
-    assert np.mean(rows["trained"]) - np.mean(rows["trained, goals shuffled"]) >= 0.3
+    assert np.max(rows["untrained"]) < 0.2
+    assert np.max(rows["sign flipped"]) < 0.2
+    assert np.mean(rows["trained"]) - np.mean(rows["trained, goals shuffled"]) >= 0.6
     assert np.mean(rows["trained: changed"]) >= 0.5
 
 
