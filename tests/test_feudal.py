@@ -441,7 +441,7 @@ def test_a_reward_ten_steps_away_is_found(tmp_path):
 def test_the_worker_moves_along_a_fixed_goal(tmp_path, monkeypatch):
     """E2: no outer reward; the goal is always the latent direction of one of the four ways across an open grid."""
     flags = {"observation": "coords", "grid_size": 16, "random_start": True, "max_episode_steps": 10}
-    flags |= {"extrinsic_coef": 0.0, "gamma": 0.9, "total_timesteps": 30_000}
+    flags |= {"extrinsic_coef": 0.0, "gamma": 0.9, "total_timesteps": 15_000}
     manage, rows = feudal.Feudal.manage, {}
     for name, coef in (("intrinsic reward", 1.0), ("none: as untrained", 0.0)):
         rows[name] = []
