@@ -134,6 +134,18 @@ def termination_loss(next_beta: Tensor, next_q: Tensor, option: Tensor, terminat
     return (pick(next_beta, option) * advantage.detach() * (1.0 - terminated)).mean()
 
 
+def option_use(option: np.ndarray, begins: np.ndarray, start: np.ndarray, n: int) -> tuple[float, np.ndarray, float]:
+    """Mean length of options, share (n,) of each of the n in the steps, and the entropy of these shares in nats.
+
+    option (T, B) int acts at each step; begins (T, B) bool, where it was chosen; start (T, B) bool, where an episode
+    begins: only the first episode of each of the B environments counts.
+    """
+    first = start.cumsum(axis=0) == 1
+    share = np.bincount(option[first], minlength=n) / first.sum()
+    used = share[share > 0]
+    return first.sum() / (begins & first).sum(), share, -(used * np.log(used)).sum()
+
+
 def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
     """Value at `step` of the line from `start` at step 0 to `end` at step `duration`, then `end`."""
     return end if step >= duration else start + (end - start) * step / duration
@@ -318,8 +330,11 @@ def train(args: Args) -> OptionCritic:
         obs = torch.as_tensor(obs, device=args.device)
         return tuple(tensor.cpu().numpy() for tensor in (network.q(obs), *network.act(obs)))
 
-    def greedy_policy(alone: int | None = None):
-        """The best option where an episode starts or the last one ends (beta > 0.5), or always `alone`; best action."""
+    def greedy_policy(alone: int | None = None, seen: list | None = None):
+        """The best option where an episode starts or the last one ends (beta > 0.5), or always `alone`; best action.
+
+        `seen` is given each step's (option, where one was chosen, where an episode starts), all (B,).
+        """
         option = 0
 
         def policy(obs: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -327,6 +342,8 @@ def train(args: Args) -> OptionCritic:
             (q, log_pi, beta), rows = view(obs), np.arange(len(obs))
             ends = start | (beta[rows, option] > 0.5)
             option = np.where(ends, q.argmax(axis=1) if alone is None else alone, option)
+            if seen is not None:
+                seen.append((option, ends, start))
             return log_pi[rows, option].argmax(axis=1)
 
         return policy
@@ -383,6 +400,11 @@ def train(args: Args) -> OptionCritic:
                 lengths.clear()
             run.evaluate(greedy_policy())
 
+        seen = []
+        run.play(greedy_policy(seen=seen))
+        length, share, use_entropy = option_use(*(np.array(column) for column in zip(*seen, strict=True)), n_options)
+        run.log({"options/greedy_length": length, "options/greedy_entropy": use_entropy})
+        run.log({f"options/greedy_usage_{k}": value for k, value in enumerate(share)})
         alone = [run.play(greedy_policy(k)) for k in range(n_options)]
         run.log({f"options/alone_{name}_{k}": mean for k, means in enumerate(alone) for name, mean in means.items()})
         if isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
@@ -392,7 +414,8 @@ def train(args: Args) -> OptionCritic:
             for k, name in enumerate(names):
                 panels[f"{name}: action, chance of ending"] = (beta[:, k], action[:, k], (0, 1))
             run.picture("options", gridworld.draw(run.env, panels))
-        note = f"; options used {usage.round(2)}, each alone returns {np.round([row['return'] for row in alone], 1)}"
+        note = f"; options used {share.round(2)} for {length:.1f} steps at a time, "
+        note += f"each alone returns {np.round([row['return'] for row in alone], 1)}"
         run.finish(greedy_policy(), network.state_dict(), note)
     return network
 
