@@ -151,7 +151,7 @@ def manager_loss(goal: Tensor, movement: Tensor, advantage: Tensor, known: Tenso
 
 
 def worker_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """-mean A_D log pi(a | x), section 3.2: its gradient is the policy gradient. (T, N), (T, N); advantage detached."""
+    """-mean A_D log pi(a | x), section 3.1: its gradient is the policy gradient. (T, N), (T, N); advantage detached."""
     return -(log_prob * advantage.detach()).mean()
 
 

@@ -90,7 +90,7 @@ class Args(gridworld.EnvArgs):
     """Chance of a random action at the first step."""
     end_e: float = 0.05
     """Chance of a random action once exploration has come down."""
-    exploration_fraction: float = 0.5
+    exploration_fraction: float = 0.8
     """Share of the run over which that chance falls from start_e to end_e, linearly."""
     repeat: float = 0.5
     """Chance that a random action is the last action once more."""
