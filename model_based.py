@@ -49,7 +49,7 @@ class Args(gridworld.EnvArgs):
     """Name of the algorithm in run folders and reports."""
     seed: int = 1
     """Seed of the environments, the network and the exploration; the same seed gives the same run."""
-    total_timesteps: int = 5_000
+    total_timesteps: int = 4_000
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""
@@ -74,7 +74,7 @@ class Args(gridworld.EnvArgs):
     """Steps of the model in a branch; 0 learns Q from real transitions alone (with --horizon 0: without a model)."""
     pessimism: float = 1.0
     """Standard deviations over the members that are taken off the mean of targets, and of the plans that are judged."""
-    exploration_bonus: float = 5.0
+    exploration_bonus: float = 1.5
     """Reward for a unit of disagreement between the members, in the plans that collect data."""
     learning_rate: float = 1e-3
     """Step size of Adam for Q at the start; it falls to 0 linearly. That of the ensemble is 5 times its start."""
