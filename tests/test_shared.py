@@ -72,8 +72,9 @@ def test_run_flags_are_described_alike():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_no_script_is_longer_than_a_person_reads(name):
-    """A world model with two controllers and the pictures of what it imagines is three things to read."""
-    assert len((ROOT / f"{name}.py").read_text().splitlines()) <= {"world_model": 570}.get(name, 450)
+    """Longer are three techniques on DQN, and a world model with two controllers and pictures of what it imagines."""
+    most = {"per_aux_dqn": 490, "world_model": 570}.get(name, 450)
+    assert len((ROOT / f"{name}.py").read_text().splitlines()) <= most
 
 
 def weights_of(folder):
