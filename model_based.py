@@ -77,7 +77,7 @@ class Args(gridworld.EnvArgs):
     exploration_bonus: float = 1.5
     """Reward for a unit of disagreement between the members, in the plans that collect data."""
     learning_rate: float = 1e-3
-    """Step size of Adam for Q at the start; it falls to 0 linearly. That of the ensemble is 5 times its start."""
+    """Step size of Adam for Q at the start; it falls to 0 linearly. That of the ensemble is 5 times as large."""
     gamma: float = 0.95
     """Discount per step."""
     buffer_size: int = 50_000
@@ -434,7 +434,8 @@ def train(args: Args) -> nn.ModuleDict:
                 for rows in torch.randperm(len(y)).chunk(updates):
                     q_taken = q(b_obs[rows]).gather(1, b_action[rows, None]).squeeze(1)
                     scalars["losses/td_loss"] = descend(optimizer, F.smooth_l1_loss(q_taken, y[rows]))
-                optimizer.param_groups[0]["lr"] = args.learning_rate * max(0.0, 1.0 - step / args.total_timesteps)
+                rate = args.learning_rate * max(0.0, 1.0 - step / args.total_timesteps)
+                optimizer.param_groups[0]["lr"], model_optimizer.param_groups[0]["lr"] = rate, 5 * rate
                 run.log(scalars if step % 100 < n else {})
             run.evaluate(greedy_policy())
         if isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
