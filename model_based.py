@@ -352,7 +352,7 @@ def train(args: Args) -> nn.ModuleDict:
     ensemble, optimizer = agent["ensemble"], torch.optim.Adam(q.parameters(), lr=args.learning_rate, fused=True)
     model_optimizer = torch.optim.Adam(ensemble.parameters(), lr=5 * args.learning_rate, fused=True)
     buffer, seen, binary, known = [], {}, True, None  # replay as columns; observations seen, if of zeros and ones (D2)
-    n_real = args.batch_size // 4 if args.rollout_length else args.batch_size
+    updates, n_real = n * args.updates_per_step, args.batch_size // (4 if args.rollout_length else 1)
 
     def sample(*shape: int) -> list[Tensor]:
         rows = torch.from_numpy(rng.integers(len(buffer[0]), size=shape)).to(args.device)
@@ -418,8 +418,7 @@ def train(args: Args) -> nn.ModuleDict:
             # Learn: the ensemble from replay, then Q from replay and from branches of today's ensemble.
             if step >= args.learning_starts:
                 known = torch.as_tensor(np.stack(list(seen.values())), device=args.device) if binary else None
-                updates, uses_model = n * args.updates_per_step, args.horizon + args.rollout_length > 0
-                for _ in range((step - learned_at) * args.updates_per_step * uses_model):
+                for _ in range((step - learned_at) * args.updates_per_step * (args.horizon + args.rollout_length > 0)):
                     b_obs, b_action, *rest, weight = sample(members, args.batch_size // 2)
                     weight = weight.diagonal(dim1=0, dim2=2).T  # each member's own: (E, B)
                     loss = ensemble_loss(ensemble(b_obs, b_action), known, b_obs, *rest, weight)
