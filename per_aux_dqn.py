@@ -65,6 +65,8 @@ class Args(gridworld.EnvArgs):
     """Environments stepped side by side."""
     learning_rate: float = 1e-3
     """Step size of Adam."""
+    anneal_lr: bool = False
+    """Let the step size fall to 0 over the run, linearly."""
     gamma: float = 0.95
     """Discount per step."""
     buffer_size: int = 50_000
@@ -434,12 +436,12 @@ def train(args: Args) -> QNetwork:
             run.record(step, reward, ended)
 
             # Learn from replayed transitions, algorithm 1.
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = linear_schedule(args.learning_rate, 0, args.total_timesteps, step)
             for _ in range(times_due(step, args.train_frequency, args.num_envs) if step > args.learning_starts else 0):
                 beta = linear_schedule(args.beta, 1.0, args.total_timesteps, step)
                 rows, *batch = buffer.sample(args.batch_size, beta, rng)
-                b_obs, b_action, b_reward, b_next_obs, b_terminated, b_weight = (
-                    column.to(args.device) for column in batch
-                )
+                b_obs, b_action, b_reward, b_next_obs, b_terminated, b_weight = (x.to(args.device) for x in batch)
                 if args.augmentation != "none":
                     drawn = draw_augmentation(args.augmentation, args.strength, b_obs.shape, rng)
                     scale, shift = (x.to(args.device) for x in drawn)
@@ -452,21 +454,19 @@ def train(args: Args) -> QNetwork:
                 if args.auxiliary:
                     r_loss = reward_loss(network.reward_head(features), b_action, b_reward)
                     s_loss = next_obs_loss(network.next_obs_head(features), b_action, b_next_obs, b_terminated)
-                    losses |= {
-                        "reward_loss": args.reward_weight * r_loss,
-                        "next_obs_loss": args.next_obs_weight * s_loss,
-                    }
+                    losses["reward_loss"] = args.reward_weight * r_loss
+                    losses["next_obs_loss"] = args.next_obs_weight * s_loss
                 optimizer.zero_grad()
                 sum(losses.values()).backward()
                 optimizer.step()
                 if args.prioritized:
                     buffer.update(rows, priority(error.detach().cpu().numpy(), args.alpha))
             if step > args.learning_starts and times_due(step, 500, args.num_envs):
+                losses["mean_target"] = y.mean()
                 run.log({f"losses/{name}": value.item() for name, value in losses.items()})
-                run.log({"losses/mean_target": y.mean().item()})
                 if args.prioritized:
-                    run.log({"replay/beta": beta, "replay/smallest_weight": b_weight.min().item()})
-                    run.log({f"replay/priority_p{p}": np.percentile(buffer.priorities(), p) for p in (5, 50, 95)})
+                    quantiles = {f"replay/priority_p{p}": np.percentile(buffer.priorities(), p) for p in (5, 50, 95)}
+                    run.log(quantiles | {"replay/beta": beta, "replay/smallest_weight": b_weight.min().item()})
             if times_due(step, args.target_network_frequency, args.num_envs):
                 torch._foreach_copy_(list(target.parameters()), list(network.parameters()))
             run.evaluate(greedy)
