@@ -76,7 +76,7 @@ def prioritized_replay(stored: int) -> dict[str, float]:
     def replay() -> None:
         for _ in range(500):
             rows = buffer.sample(128, 0.4, rng)[0]
-            buffer.update(rows, per_aux_dqn.priority(rng.random(128), 0.6))
+            buffer.update(rows, per_aux_dqn.priority(rng.random(128), 0.6, 0.05))
 
     def gradient_step() -> None:
         for _ in range(500):
