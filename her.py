@@ -100,7 +100,7 @@ class Args(gridworld.EnvArgs):
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
         self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), k=(1, 1_000), goal_steps=(1, 1e9))
         env, needed = self.make_env(flatten=False, **self.training()), {"observation", "achieved_goal", "desired_goal"}
-        if needed - set(getattr(env.observation_space, "spaces", ())) or not hasattr(env.unwrapped, "compute_reward"):
+        if needed - {*getattr(env.observation_space, "keys", tuple)()} or not hasattr(env.unwrapped, "compute_reward"):
             raise ValueError(f"--env-id must have goals, as GoalGridWorld-v0 does (see --help); {self.env_id} has none")
 
     def training(self) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""Every flag of every script with every kind of nonsense: exit code 2, one box that names the flag, nothing written.
+
+The table of flags is read from the dataclasses, their bounds from what they check, so that a new flag is tested by
+existing. The shell's form is tested with one value of each kind (it takes a hundredth of a second), the other values
+through the dataclass.
+"""
+
+import dataclasses
+import importlib
+import math
+import re
+import typing
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tyro
+from conftest import SCRIPTS, read_log
+
+import gridworld
+
+ARGS = {"gridworld": gridworld.EnvArgs} | {name: importlib.import_module(name).Args for name in SCRIPTS}
+ENV_BOUNDS = {"grid_size": (2, 128), "layout_seed": (0, 2**63 - 1), "slip": (0, 1), "max_episode_steps": (1, 1e9)}
+ENV_BOUNDS |= dict.fromkeys(("step_reward", "goal_reward", "trap_reward"), (-1e6, 1e6))
+# What is different with a flag at one of its bounds: a goal horizon lies within the rollout; states of HER's grids are
+# pairs of a cell and a goal, at most 2^20: sizes up to 32, of which 16 takes a tenth of the time.
+EXCEPTIONS = {("feudal", "num_steps"): {"goal_horizon": 1}, ("her", "grid_size"): {"grid_size": 16}}
+NAN, INF = float("nan"), float("inf")
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def kinds(cls: type) -> dict[str, typing.Any]:
+    """{field: its type}, of a number or None the number's."""
+    hints = typing.get_type_hints(cls)
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {
+        name: next((part for part in typing.get_args(kind) if part in (int, float, str)), kind)
+        if type(None) in typing.get_args(kind)
+        else kind
+        for name, kind in kinds.items()
+    }
+
+
+def bounds(cls: type, monkeypatch) -> dict[str, tuple[float, float]]:
+    """{field: (low, high)} of what the dataclass checks with its default values."""
+    checked, check = dict(ENV_BOUNDS), gridworld.EnvArgs.check
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            gridworld.EnvArgs, "check", lambda self, **limits: (checked.update(limits), check(self, **limits))
+        )
+        cls()
+    return checked
+
+
+def refusal(cls: type, arguments: list[str], capsys) -> str:
+    """What the shell shows, on one line."""
+    with pytest.raises(SystemExit) as exit_info:
+        tyro.cli(cls, args=arguments)
+    shown = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    assert shown.err.count("For full helptext") == 1, shown.err
+    return re.sub(r"[│\s]+", " ", shown.err)
+
+
+@pytest.mark.parametrize("script", ARGS)
+def test_values_of_the_wrong_kind_are_refused(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cls = ARGS[script]
+    for name, kind in kinds(cls).items():
+        wrong = {int: ["1.5", ""], float: ["much", ""], bool: ["perhaps"], str: [], typing.Any: []}.get(
+            kind, ["pink", ""]
+        )
+        for value in wrong if "Path" not in str(kind) else []:  # any text is a path
+            said = refusal(cls, [f"{flag(name)}={value}"], capsys)
+            assert (value if kind is bool else flag(name)) in said, said  # "Unrecognized options: perhaps"
+            assert value in said, said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ARGS)
+def test_numbers_out_of_range_are_refused_with_their_bounds(script, tmp_path, monkeypatch, capsys):
+    """NaN, both infinities, just beyond each bound, far beyond it; the bounds themselves are accepted."""
+    monkeypatch.chdir(tmp_path)
+    cls = ARGS[script]
+    limits = bounds(cls, monkeypatch)
+    for name, kind in kinds(cls).items():
+        if kind not in (int, float):
+            continue
+        assert name in limits, f"{flag(name)} of {script} has no bounds"
+        low, high = (kind(limit) for limit in limits[name])
+        if kind is int:
+            wrong = [NAN, INF, -INF, low - 1, high + 1, -(10**30), 10**30]
+        else:
+            wrong = [NAN, INF, -INF, math.nextafter(low, -INF), math.nextafter(high, INF), -1e308, 1e308]
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"^{flag(name)} must be ") as refused:
+                cls(**{name: value})
+            assert str(value) in str(refused.value)
+        said = refusal(cls, [f"{flag(name)}={kind(wrong[-1])}"], capsys)
+        assert f"{flag(name)} must be " in said
+        for bound in limits[name]:
+            assert any(text in said for text in (f"{bound:g}", f"{bound:.0e}".replace("e+0", "e"), "2^63")), said
+            cls(**{name: kind(bound)} | EXCEPTIONS.get((script, name), {}))
+    assert not list(tmp_path.iterdir())
+
+
+BAD_NAMES = ["", " ", "a b", "a/b", "a|b", "a:b", "a\nb", "a\0b", "-" * 61, "a" * 5_000]
+BAD_FOLDERS = ["file", "file/below", "/dev/null", "/dev/full/runs", "a" * 300, "dangling", "dangling/runs"]
+BAD_FOLDERS += ["x/" * 3_000]
+BAD_LAYOUTS = ["", " ", "nowhere.txt", ".", "a" * 5_000, "/dev/null", "file", "\n", "S\n", "SG\0\n", "S?G\n", "S#G\n"]
+BAD_IDS = ["", " ", ":", ":X-v0", "a:b:c", "gridworld:", "gridworld:X-v0", "..:X-v0", "no such:X-v0", "CartPole-v1 "]
+BAD_IDS += ["Blackjack-v1:", "Pendulum-v1", "CartPole-v99", "CartPole-v-1", "/CartPole-v1", "x" * 5_000, "broken:X-v0"]
+
+
+@pytest.mark.parametrize("script", ARGS)
+def test_texts_that_make_no_sense_are_refused(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "broken.py").write_text("1 +")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before, cls = sorted(tmp_path.rglob("*")), ARGS[script]
+    known = {"exp_name": BAD_NAMES, "log_dir": BAD_FOLDERS, "layout": BAD_LAYOUTS, "env_id": BAD_IDS}
+    texts = {name for name, kind in kinds(cls).items() if kind is str or "Path" in str(kind)}
+    assert texts <= set(known), "a flag of text that this test does not know"
+    for name in sorted(texts):
+        for value in known[name]:
+            said = refusal(cls, [f"{flag(name)}={value}"], capsys)
+            assert flag(name) in said or re.search(r"(the map|/dev/null|file)[,:] .*line 1, column", said), said
+            assert len(said) < 20_000
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != "__pycache__") == before
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("script", ARGS)
+def test_every_registered_environment_is_taken_or_refused_by_name(script):
+    taken, refused = 0, []
+    for env_id in list(gym.registry):
+        try:
+            ARGS[script](env_id=env_id)
+            taken += 1
+        except ValueError as error:
+            refused.append(str(error))
+    assert [text for text in refused if not text.startswith("--env-id ") or "\n" in text] == []
+    assert taken >= (1 if script == "her" else 5)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_with_a_flag_at_its_bound_ends_well(script, short_args, tmp_path, monkeypatch):
+    """The smallest value of every number of the script's own, and the largest where that is at most 1 (chances, rates).
+
+    A step size of 1 may make the loss infinite: then the run says so and stops.
+    """
+    module = importlib.import_module(script)
+    monkeypatch.setattr(gridworld, "draw", lambda env, panels: np.zeros((2, 2, 3), np.uint8))  # half a second each
+    monkeypatch.setattr(module, "study_and_draw", lambda *_: None, raising=False)  # of world_model, a second each
+    own = {name: kind for name, kind in kinds(module.Args).items() if kind in (int, float) and name not in ENV_BOUNDS}
+    small = {"total_timesteps": 32, "grid_size": 3, "max_episode_steps": 9, "eval_every": 16, "learning_starts": 8}
+    small |= {"num_envs": 2, "num_steps": 4, "goal_horizon": 2, "batch_size": 8, "eval_episodes": 1}
+    for name, limits in bounds(module.Args, monkeypatch).items():
+        for bound in {low_high for low_high in limits if name in own and abs(low_high) <= 2}:
+            flags = small | {name: own[name](bound)} | EXCEPTIONS.get((script, name), {})
+            args = short_args(script, **flags | {"log_dir": tmp_path / f"{name}_{bound}"})
+            said = ""
+            try:
+                module.train(args)
+            except SystemExit as stopped:
+                said = str(stopped)
+            assert "losses/" in said or "run/completed" in read_log(next(args.log_dir.iterdir())), (name, bound)
