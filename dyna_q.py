@@ -82,9 +82,11 @@ class Args(gridworld.EnvArgs):
         self.check(planning_steps=(0, 1e6), model_outcomes=(1, 1e6), kappa=(0, 1e6))
         self.check(learning_rate=(0, 1), gamma=(0, 1), epsilon=(0, 1))
         space = self.make_env().observation_space
-        if not isinstance(space, spaces.Discrete):
-            kind = f"{type(space).__name__} (try --observation index)"
-            raise ValueError(f"--env-id must have discrete observations, a table needs them; {self.env_id} has {kind}")
+        if not isinstance(space, spaces.Discrete) or space.start != 0:
+            kind = space if isinstance(space, spaces.Discrete) else f"{type(space).__name__} (try --observation index)"
+            raise ValueError(
+                f"--env-id must have discrete observations from 0 on, for a table; {self.env_id} has {kind}"
+            )
 
     def make_env(self, flatten: bool = False, **changes) -> gym.Env:
         """As EnvArgs.make_env, but the observation is the number of the state."""

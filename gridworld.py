@@ -631,8 +631,8 @@ class EnvArgs:
             if isinstance(error, ValueError) and self.env_id in GRID_IDS:
                 raise  # it names its own flag
             raise ValueError(f"--env-id {self.env_id}: {' '.join(str(error).split())}") from None
-        if not isinstance(env.action_space, spaces.Discrete):
-            raise ValueError(f"--env-id {self.env_id} must have discrete actions, got {env.action_space}")
+        if not isinstance(env.action_space, spaces.Discrete) or env.action_space.start != 0:
+            raise ValueError(f"--env-id {self.env_id} must have discrete actions from 0 on, got {env.action_space}")
         env.close()
 
     def check(self, **bounds: tuple[float, float]) -> None:

@@ -448,3 +448,21 @@ def test_nothing_here_loads_pickles():
                 assert said.get("weights_only") == "True" or (name == "np.load" and "allow_pickle" not in said), path
             assert not (isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec", "os.system")), path
             assert not (isinstance(node, ast.Import) and {"pickle", "marshal"} & {alias.name for alias in node.names})
+
+
+# ----------------------------------------------------------------------------- mistakes that these tests must catch
+
+# (file, old text, new text, the test that fails)
+MUTANTS = [
+    ("dyna_q", 'torch.save(weights, self.folder / "model.tmp")\n            (self.folder / "model.tmp").replace(self.folder / "model.pt")', 'torch.save(weights, self.folder / "model.pt")', "kill_around"),
+    ("dyna_q", "self.folder.mkdir(parents=True)", "self.folder.mkdir(parents=True, exist_ok=True)", "start_at_once"),
+    ("dyna_q", "self.writer.close()\n        if kind", "if kind", "interrupts_at_random"),
+    ("dyna_q", "signal.signal(signal.SIGTERM, signal.default_int_handler)  # as", "None  # as", "interrupts_at_random"),
+    ("dyna_q", "raise SystemExit(130) from None", "raise SystemExit(0) from None", "interrupts_at_random"),
+    ("dyna_q", "if not np.isfinite(reward).all():", "if False:", "reward_that_is_not_finite"),
+    ("model_based", "if not np.isfinite(reward).all():", "if np.isnan(reward).all():", "reward_that_is_not_finite and model_based"),
+    ("world_model", 'if tag.startswith("losses/") and not np.isfinite(value):', "if False:", "loss_that_is_not_finite and world_model"),
+    ("dqn", 'if tag.startswith("losses/") and not np.isfinite(value):', 'if tag.startswith("losses/") and value == np.inf:', "loss_that_is_not_finite"),
+    ("gridworld", " and os.access(folder, os.W_OK)", "", "cannot_be_written_to"),
+    ("gridworld", "env = gym.wrappers.TimeLimit(env, 1_000)", "env = gym.wrappers.TimeLimit(env, 1_500)", "never_ends"),
+]  # fmt: skip

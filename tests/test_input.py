@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tyro
 from conftest import SCRIPTS, read_log
+from gymnasium import spaces
 
 import gridworld
 
@@ -150,6 +151,10 @@ def test_every_registered_environment_is_taken_or_refused_by_name(script):
     assert taken >= (1 if script == "her" else 5)
 
 
+SMALL = {"total_timesteps": 32, "grid_size": 3, "max_episode_steps": 9, "eval_every": 16, "learning_starts": 8}
+SMALL |= {"num_envs": 2, "num_steps": 4, "goal_horizon": 2, "batch_size": 8, "eval_episodes": 1}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_with_a_flag_at_its_bound_ends_well(script, short_args, tmp_path, monkeypatch):
     """The smallest value of every number of the script's own, and the largest where that is at most 1 (chances, rates).
@@ -160,11 +165,9 @@ def test_a_run_with_a_flag_at_its_bound_ends_well(script, short_args, tmp_path, 
     monkeypatch.setattr(gridworld, "draw", lambda env, panels: np.zeros((2, 2, 3), np.uint8))  # half a second each
     monkeypatch.setattr(module, "study_and_draw", lambda *_: None, raising=False)  # of world_model, a second each
     own = {name: kind for name, kind in kinds(module.Args).items() if kind in (int, float) and name not in ENV_BOUNDS}
-    small = {"total_timesteps": 32, "grid_size": 3, "max_episode_steps": 9, "eval_every": 16, "learning_starts": 8}
-    small |= {"num_envs": 2, "num_steps": 4, "goal_horizon": 2, "batch_size": 8, "eval_episodes": 1}
     for name, limits in bounds(module.Args, monkeypatch).items():
         for bound in {low_high for low_high in limits if name in own and abs(low_high) <= 2}:
-            flags = small | {name: own[name](bound)} | EXCEPTIONS.get((script, name), {})
+            flags = SMALL | {name: own[name](bound)} | EXCEPTIONS.get((script, name), {})
             args = short_args(script, **flags | {"log_dir": tmp_path / f"{name}_{bound}"})
             said = ""
             try:
@@ -172,3 +175,87 @@ def test_a_run_with_a_flag_at_its_bound_ends_well(script, short_args, tmp_path, 
             except SystemExit as stopped:
                 said = str(stopped)
             assert "losses/" in said or "run/completed" in read_log(next(args.log_dir.iterdir())), (name, bound)
+
+
+BOX = spaces.Box(0.0, 1.0, (3,), np.float64)
+OBSERVED = {
+    "numbers": BOX,
+    "an image": spaces.Box(0, 255, (2, 2, 3), np.uint8),
+    "one number": spaces.Box(-1.0, 1.0, (), np.float32),
+    "states": spaces.Discrete(4),
+    "states from 2": spaces.Discrete(4, start=2),
+    "switches": spaces.MultiBinary(3),
+    "cards": spaces.Tuple((spaces.Discrete(3), spaces.Discrete(2))),
+    "parts": spaces.Dict(a=spaces.MultiDiscrete([2, 3]), b=BOX),
+    "goals": spaces.Dict(observation=BOX, achieved_goal=BOX, desired_goal=BOX),
+    "words": spaces.Text(5),
+    "a graph": spaces.Graph(BOX, None),
+    "a sequence": spaces.Sequence(BOX),
+}
+ACTIONS = {"one": spaces.Discrete(1), "from 1": spaces.Discrete(3, start=1), "two": spaces.MultiDiscrete([2, 2])}
+
+
+class Strange(gym.Env):
+    """Observations are random, episodes have no end of their own; actions outside the space are an error."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action} is not in {self.action_space}")
+        return self.observation_space.sample(), -1.0, False, False, {}
+
+    def compute_reward(self, achieved, desired, info=None):
+        return -np.ones(np.shape(achieved)[:-1])
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize(
+    ("shown", "actions"),
+    [(space, spaces.Discrete(2)) for space in OBSERVED.values()] + [(BOX, space) for space in ACTIONS.values()],
+    ids=[*OBSERVED, *(f"actions {name}" for name in ACTIONS)],
+)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_spaces_are_refused_by_name_or_work(script, shown, actions, short_args, tmp_path, monkeypatch):
+    gym.registry.pop("Strange-v0", None)
+    kwargs = {"observation_space": shown, "action_space": actions}
+    gym.register("Strange-v0", Strange, max_episode_steps=8, kwargs=kwargs)
+    monkeypatch.setattr(importlib.import_module(script), "study_and_draw", lambda *_: None, raising=False)
+    try:
+        args = short_args(script, env_id="Strange-v0", **SMALL | {"max_episode_steps": 8, "grid_size": None})
+    except ValueError as error:
+        args, refusal = None, str(error)
+    if args is None:
+        assert refusal.startswith("--env-id")
+        assert "\n" not in refusal
+    elif shown is BOX or script in ("dqn", "dyna_q", "her"):  # the others take the same vectors as dqn
+        importlib.import_module(script).train(args)
+        assert "run/completed" in read_log(next(tmp_path.iterdir()))
+
+
+# ----------------------------------------------------------------------------- mistakes that these tests must catch
+
+# (file, old text, new text, the test that fails)
+MUTANTS = [
+    ("gridworld", "if not low <= (value := getattr(self, name)) <= high:", "if (value := getattr(self, name)) < low or value > high:", "out_of_range"),
+    ("gridworld", "if not 0.0 <= slip <= 1.0:", "if slip < 0.0 or slip > 1.0:", "out_of_range"),
+    ("gridworld", "if not abs(value) <= 1e6:", "if abs(value) > 1e6:", "out_of_range"),
+    ("dqn", "learning_rate=(0, 1), gamma=(0, 1)", "learning_rate=(0, 1)", "out_of_range"),
+    ("gridworld", "or env.action_space.start != 0:", "or False:", "spaces_are"),
+    ("dyna_q", "or space.start != 0:", "or False:", "spaces_are and dyna_q"),
+    ("feudal", ", manager_gamma=(0, 1)", "", "out_of_range"),
+    ("gridworld", "-]{1,60}", "-]+", "texts_that_make_no_sense"),
+    ("gridworld", "except OSError:  # a name that is too long", "except KeyError:  # a name that is too long", "texts_that_make_no_sense"),
+    ("gridworld", " or folder.is_symlink())", ")", "texts_that_make_no_sense"),
+    ("gridworld", "ImportError, SyntaxError, TypeError", "ImportError, TypeError", "texts_that_make_no_sense"),
+    ("gridworld", "SyntaxError, TypeError, ValueError) as error", "SyntaxError, TypeError) as error", "texts_that_make_no_sense"),
+    ("her", '{*getattr(env.observation_space, "keys", tuple)()}', 'set(getattr(env.observation_space, "spaces", ()))', "every_registered_environment"),
+    ("dqn", "return end if step >= duration else start + (end - start) * step / duration", "return start + (end - start) * min(step / duration, 1.0)", "flag_at_its_bound"),
+    ("feudal", "goal_horizon=(1, self.num_steps)", "goal_horizon=(0, self.num_steps)", "flag_at_its_bound and feudal"),
+]  # fmt: skip

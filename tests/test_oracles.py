@@ -196,3 +196,22 @@ def test_elbo_bounds_the_evidence_and_meets_it_at_the_posterior(seed, terminated
         other = normal(1, 2, 3)
         assert losses_of(world, other, prior) > -evidence
     assert np.isfinite(evidence)
+
+
+# ----------------------------------------------------------------------------- mistakes that these tests must catch
+
+# (file, old text, new text, the test that fails)
+MUTANTS = [
+    ("options_critic", "return (1.0 - beta) * pick(next_q, option) + beta * next_q.max(dim=1).values", "return beta * pick(next_q, option) + (1.0 - beta) * next_q.max(dim=1).values", "termination_gradient_theorem"),
+    ("options_critic", "return (1.0 - beta) * pick(next_q, option) + beta * next_q.max(dim=1).values", "return next_q.max(dim=1).values", "intra_option_policy_gradient"),
+    ("options_critic", "advantage = pick(next_q, option) - next_q.max(dim=1).values", "advantage = next_q.max(dim=1).values - pick(next_q, option)", "termination_gradient_theorem"),
+    ("options_critic", "advantage = pick(next_q, option) - next_q.max(dim=1).values", "advantage = pick(next_q, option) - next_q.mean(dim=1)", "termination_gradient_theorem"),
+    ("options_critic", "return -(log_prob * (target - q).detach()).mean()", "return -(log_prob.exp() * (target - q).detach()).mean()", "intra_option_policy_gradient"),
+    ("world_model", "torch.cat([torch.ones_like(discount[:1]), discount[:-1].cumprod(dim=0)])", "torch.ones_like(discount)", "actor_gradient"),
+    ("world_model", "discount[t] * ((1 - lam)", "discount[-1] * ((1 - lam)", "actor_gradient"),
+    ("world_model", "log_prob * advantage.detach()", "log_prob * advantage.detach().clamp(min=0)", "actor_gradient"),
+    ("world_model", "/ (2 * OBS_STD**2)", "/ OBS_STD**2", "elbo_bounds"),
+    ("world_model", "(log_q.exp() * (log_q - log_p))", "(log_p.exp() * (log_p - log_q))", "elbo_bounds"),
+    ("world_model", "(log_q.exp() * (log_q - log_p)).sum(dim=(1, 2))", "(log_q.exp() * (log_q - log_p)).sum(dim=2).mean(dim=1)", "elbo_bounds"),
+    ("world_model", "outcome[:, 1], 1.0 - terminated)", "outcome[:, 1], terminated)", "elbo_bounds"),
+]  # fmt: skip

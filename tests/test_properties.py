@@ -366,3 +366,32 @@ def test_statistics_of_degenerate_data():
         assert evaluate.steps_to_kept(steps, np.full(3, inf)) == 1
         assert evaluate.steps_to_kept(steps, np.full(3, -inf)) == inf
     assert np.isnan(interval(np.full(5, nan))).all()
+
+
+# ----------------------------------------------------------------------------- mistakes that these tests must catch
+
+# (file, old text, new text, the test that fails)
+MUTANTS = [
+    ("gridworld", "self.chance[~is_open.any(axis=1)] = np.eye(4)", "pass", "drawn_maps"),
+    ("gridworld", "if (stuck := is_start & is_task & ~solvable).any():", "if (stuck := is_start & False).any():", "drawn_maps"),
+    ("gridworld", "np.flatnonzero(is_start & ~self.terminal & solvable)", "np.flatnonzero(is_start & ~self.terminal)", "drawn_maps"),
+    ("gridworld", "self.next_state = np.where(self.terminal[:, None], here, moved)", "self.next_state = moved", "drawn_maps"),
+    ("gridworld", 'np.maximum(key[:, None], self.symbol[arrival] == "K")', "key[:, None]", "drawn_maps"),
+    ("dqn", "np.arange(self.added, self.added + len(transitions[0])) % self.capacity", "np.arange(len(transitions[0])) % self.capacity", "replay_holds"),
+    ("her", "return min(self.added, self.capacity)", "return self.capacity", "replay_holds"),
+    ("dqn", "rng.integers(len(self), size=batch_size)", "rng.integers(self.capacity, size=batch_size)", "replay_draws"),
+    ("per_aux_dqn", "self.added += len(rows)", "self.added += 1", "replay_holds"),
+    ("per_aux_dqn", "to_right = mass >= left", "to_right = mass > left", "sum_trees"),
+    ("per_aux_dqn", "(np.abs(error) + epsilon) ** alpha", "(error**2 + epsilon) ** alpha", "priorities_and_weights"),
+    ("per_aux_dqn", "return weight / weight.max()", "return weight / weight.mean()", "priorities_and_weights"),
+    ("her", "task, arrived = env.unwrapped, achieved[t + 1]", "task, arrived = env.unwrapped, achieved[t]", "hindsight_is"),
+    ("her", "terminated = task.compute_terminated(arrived, goal, {}) if", "terminated = False if", "hindsight_is"),
+    ("feudal", "gamma * ~terminated[t] *", "gamma * ~ended[t] *", "n_step_returns"),
+    ("world_model", "(1 - lam) * next_value[t] + lam * following", "lam * next_value[t] + (1 - lam) * following", "lambda_returns"),
+    ("world_model", "torch.cat([torch.ones_like(discount[:1]), discount[:-1].cumprod(dim=0)])", "discount.cumprod(dim=0)", "lambda_returns"),
+    ("model_based", "gamma * (1.0 - terminated) * next_value", "gamma * next_value", "targets_are"),
+    ("dqn", "return step // every - (step - stride) // every", "return int(step % every == 0)", "what_is_due"),
+    ("her", "return end if step >= duration", "return start if step >= duration", "schedules_end"),
+    ("evaluate", "float(np.min(score[", "float(np.nanmin(score[", "degenerate"),
+    ("evaluate", "first = below[-1] + 1 if", "first = below[-1] if", "statistics_are"),
+]  # fmt: skip
