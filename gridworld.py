@@ -627,10 +627,12 @@ class EnvArgs:
             raise ValueError(f"{names} can only be used with {' and '.join(GRID_IDS)}, got --env-id {self.env_id}")
         try:
             env = self.make_env()
-        except (gym.error.Error, ImportError, TypeError) as error:
+        except (gym.error.Error, ImportError, SyntaxError, TypeError, ValueError) as error:
+            if isinstance(error, ValueError) and self.env_id in GRID_IDS:
+                raise  # it names its own flag
             raise ValueError(f"--env-id {self.env_id}: {' '.join(str(error).split())}") from None
-        if not isinstance(env.action_space, spaces.Discrete):
-            raise ValueError(f"--env-id {self.env_id} must have discrete actions, got {env.action_space}")
+        if not isinstance(env.action_space, spaces.Discrete) or env.action_space.start != 0:
+            raise ValueError(f"--env-id {self.env_id} must have discrete actions from 0 on, got {env.action_space}")
         env.close()
 
     def check(self, **bounds: tuple[float, float]) -> None:
@@ -642,11 +644,15 @@ class EnvArgs:
     def check_run(self) -> None:
         """Check the flags that every script's Args has beside these."""
         self.check(seed=(0, 2**32 - 1), total_timesteps=(1, 1e12), eval_every=(0, 1e12), eval_episodes=(1, 1e5))
-        if not re.fullmatch(r"[\w.-]+", self.exp_name):
-            raise ValueError(f"--exp-name must be made of letters, digits, '.', '_' and '-', got {self.exp_name!r}")
+        if not re.fullmatch(r"[\w.-]{1,60}", self.exp_name):
+            raise ValueError(f"--exp-name must be 1 to 60 letters, digits, '.', '_' and '-', got {self.exp_name!r}")
         path = self.log_dir.absolute()
-        folder = next(folder for folder in (path, *path.parents) if folder.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
+        try:
+            folder = next(folder for folder in (path, *path.parents) if folder.exists() or folder.is_symlink())
+            usable = folder.is_dir() and os.access(folder, os.W_OK)
+        except OSError:  # a name that is too long, or a folder that may not be entered
+            usable = False
+        if not usable:
             raise ValueError(f"--log-dir must be a folder that can be written to, got {self.log_dir}")
         if self.device != "cpu":
             import torch  # here: this file has no other use for it

@@ -95,17 +95,23 @@ def test_step_size_falls_to_zero_over_the_run_unless_told_otherwise(short_args, 
     assert seen == [0.375, 0.25, 0.125, 0.0, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("layout", ["empty", "four_rooms", "maze", "dyna_maze", "cliff"])
+@pytest.mark.parametrize("layout", gridworld.LAYOUTS)
 def test_values_converge_to_the_exact_ones(layout, short_args):
-    """With alpha 1, random actions from random starts and much planning, Q = Q* in every state that can be left."""
+    """With alpha 1, random actions from random starts and much planning, Q = Q* in every state that can be entered and
+    left; nobody stands on the key without holding it."""
+    size, limit = (5, 100) if layout == "key_door" else (None, 50)  # random actions seldom fetch the key
     args = short_args(
-        "dyna_q", layout=layout, grid_size=None, learning_rate=1.0, anneal_lr=False, epsilon=1.0, random_start=True,
-        planning_steps=150, total_timesteps=8_000, max_episode_steps=50, eval_every=0,
+        "dyna_q", layout=layout, grid_size=size, learning_rate=1.0, anneal_lr=False, epsilon=1.0, random_start=True,
+        planning_steps=150, total_timesteps=8_000, max_episode_steps=limit, eval_every=0,
     )  # fmt: skip
     env = args.make_env()
     exact = gridworld.solve(env, gamma=args.gamma, horizon=3_000)
-    error = np.abs(np.array(dyna_q.train(args)) - exact)
-    assert error[~env.unwrapped.terminal].max() < 1e-6
+    error, grid = np.abs(np.array(dyna_q.train(args)) - exact), env.unwrapped
+    entered = np.isin(np.arange(grid.n_states), grid.start_states)
+    while (grown := entered | np.isin(np.arange(grid.n_states), grid.next_state[entered])).sum() > entered.sum():
+        entered = grown
+    assert entered.sum() >= grid.n_states - 3
+    assert error[entered & ~grid.terminal].max() < 1e-6
 
 
 # ----------------------------------------------------------------------------- the experiments of the book

@@ -1145,8 +1145,8 @@ def test_values_out_of_range_are_refused_by_name(flags):
         ("no_such_module:World-v0", "No module named 'no_such_module'"),
         ("not an id", "Malformed"),
         ("", "Malformed"),
-        ("Pendulum-v1", "must have discrete actions, got Box"),
-        ("MountainCarContinuous-v0", "must have discrete actions, got Box"),
+        ("Pendulum-v1", "must have discrete actions from 0 on, got Box"),
+        ("MountainCarContinuous-v0", "must have discrete actions from 0 on, got Box"),
     ],
 )
 def test_unusable_environments_are_refused_in_one_line(env_id, message):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -106,11 +107,26 @@ def test_same_seed_same_run_and_evaluation_is_invisible(script, short_args):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_threads_do_not_change_a_run(script, tmp_path):
+def test_what_is_logged_and_drawn_does_not_change_a_run(script, short_args, tmp_path, monkeypatch):
+    """Without a log and pictures, and with a film, the weights are the same."""
+    module, weights = importlib.import_module(script), []
+    for name in "logged", "silent":
+        module.train(short_args(script, save_model=True, capture_video=name == "silent", log_dir=tmp_path / name))
+        weights.append(weights_of(next((tmp_path / name).iterdir())))
+        monkeypatch.setattr(module, "SummaryWriter", unittest.mock.MagicMock())
+        monkeypatch.setattr(gridworld, "draw", lambda env, panels: np.zeros((2, 2, 3), np.uint8))
+        monkeypatch.setattr(module, "study_and_draw", lambda *_: None, raising=False)  # of world_model
+    assert not list(tmp_path.glob("silent/*/*tfevents*"))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_threads_and_hash_seeds_do_not_change_a_run(script, tmp_path):
     weights = []
-    for threads in "12":
-        folder = tmp_path / threads
-        run_script(script, "--log-dir", folder, "--save-model", env={"OMP_NUM_THREADS": threads})
+    for number in "12":
+        folder = tmp_path / number
+        variables = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number, "PYTHONHASHSEED": number}
+        run_script(script, "--log-dir", folder, "--save-model", env=variables)
         weights.append(weights_of(next(folder.iterdir())))
     assert torch.equal(*weights)
 
