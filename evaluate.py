@@ -8,11 +8,13 @@ Only the event files count: a run's algorithm, task and seed are what it logged,
 
 import csv
 import dataclasses
+import functools
 import html
 import json
 import os
 import re
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +25,10 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import tyro
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import CRC_TABLE, masked_crc32c
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -138,25 +142,121 @@ class Run:
         return row
 
 
-def read_events(path: Path) -> Iterator[Event]:
-    """The events of a file until the first unsound record: then ValueError, or EOFError where the file is cut.
+def crc_table(rows: int) -> np.ndarray:
+    """table[n, b]: what a byte b changes in a CRC-32C that takes in n more bytes after it: (rows, 256) uint32."""
+    table = [np.array(CRC_TABLE, np.uint32)]
+    while len(table) < rows:
+        table.append(table[0][table[-1] & 255] ^ (table[-1] >> 8))
+    return np.stack(table)
 
-    A record: length uint64, its checksum uint32, data, their checksum uint32. Most of the time goes into the checksums.
+
+PIECE, BLOCK = 1024, 2**20  # bytes that a checksum takes in at once; bytes of a file in memory at once
+AFTER = crc_table(2 * PIECE).ravel()
+
+
+def checksums(rows: np.ndarray) -> np.ndarray:
+    """Masked CRC-32C of each row, as TensorBoard stores it: (K, L) uint8, L >= 4 -> (K,) uint32.
+
+    The checksum is linear: what each byte of all rows changes is looked up at once, and joined by XOR. What a long row
+    has come to after a piece of it is joined to the first four bytes of the next piece.
+    """
+    crc, start, end = np.full(len(rows), 2**32 - 1, np.uint32), 0, rows.shape[1]
+    while start < end:
+        width = PIECE if end - start >= 2 * PIECE else end - start  # so the last piece is no shorter than four bytes
+        piece = rows[:, start : start + width].copy()
+        piece[:, :4] ^= crc.astype("<u4").view(np.uint8).reshape(-1, 4)
+        crc = np.bitwise_xor.reduce(AFTER.take(piece + 256 * np.arange(width)[::-1]), axis=1)
+        start += width
+    return (~crc >> 15 | ~crc << 17) + np.uint32(0xA282EAD8)
+
+
+@functools.lru_cache(1_000)
+def length_after(header: bytes) -> int:
+    """How many bytes of data follow the header of a record; -1 if it is damaged, or the data too short for an event."""
+    length, checksum = struct.unpack("<QI", header)
+    return length if length >= 4 and checksum == masked_crc32c(header[:8]) else -1
+
+
+def read_records(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Offsets (K,) and data (K, L) uint8 of the sound records of one length in a block of the file; block by block.
+
+    At the first unsound record it ends with a ValueError, or an EOFError where the file is cut. A record is the length
+    of its data as uint64, the checksum of that as uint32, the data, and their checksum.
     """
     with open(path, "rb") as file:
-        size, offset = os.fstat(file.fileno()).st_size, 0  # what is appended from here on is not read
-        while offset < size:
-            header = file.read(12)
-            if len(header) == 12 and masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
-                raise ValueError(f"is damaged at byte {offset}: wrong checksum of a length")
-            end = offset + 16 + (length := int.from_bytes(header[:8], "little"))
-            if end > size:
-                raise EOFError(f"ends inside the record at byte {offset}")
-            data = file.read(length)
-            if masked_crc32c(data) != int.from_bytes(file.read(4), "little"):
-                raise ValueError(f"is damaged at byte {offset}: wrong checksum of a record")
-            yield Event.FromString(data)
-            offset = end
+        size, block, at = os.fstat(file.fileno()).st_size, b"", 0  # what is appended from here on is not read
+        while at < size:
+            block += file.read(min(BLOCK, size - at - len(block)))
+            starts, o, faults = {}, 0, [(size, None)]
+            while o < len(block):
+                length = length_after(block[o : o + 12]) if o + 12 <= len(block) else 0
+                if length < 0:
+                    faults.append((at + o, ValueError(f"is damaged at byte {at + o}: wrong checksum of a length")))
+                elif at + o + 16 + length > size:
+                    faults.append((at + o, EOFError(f"ends inside the record at byte {at + o}")))
+                if o + 16 + length > len(block) or length < 0:
+                    break
+                starts.setdefault(length, []).append(o)
+                o += 16 + length
+            found = []
+            for length, offsets in ((length, np.array(offsets)) for length, offsets in starts.items()):
+                rows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(block, np.uint8), length + 4)
+                data, stored = np.split(rows[offsets + 12], [length], axis=1)
+                bad = at + offsets[checksums(data) != stored.copy().view("<u4")[:, 0]]
+                faults += [(x, ValueError(f"is damaged at byte {x}: wrong checksum of a record")) for x in bad[:1]]
+                found.append((at + offsets, data))
+            end, fault = min(faults, key=lambda fault: fault[0])
+            yield from ((offsets[offsets < end], data[offsets < end]) for offsets, data in found)
+            if fault:
+                raise fault
+            block, at = block[o:], at + o
+
+
+@functools.lru_cache(10_000)
+def tag_of(summary: bytes) -> str | None:
+    """The tag, if these bytes and the four of a float are the summary of one scalar."""
+    try:
+        event = Event.FromString(summary + struct.pack("<f", 1.5))
+        tag = event.summary.value[0].tag
+    except (DecodeError, IndexError):
+        return None
+    return tag if event == Event(summary=Summary(value=[Summary.Value(tag=tag, simple_value=1.5)])) else None
+
+
+def read_events(path: Path, scalars: dict[str, list[np.ndarray]], texts: dict[str, str]) -> None:
+    """Add the scalars, {tag: [(T, 2) steps and values]}, and texts of the sound records of a file; errors as above.
+
+    Nearly all events are 9, time, 16, step, the summary of one scalar, its float: these are taken apart together, the
+    others by the library.
+    """
+    found = {}  # {tag: [(K, 3) offset, step and value]}, not yet in order
+    try:
+        for offsets, data in read_records(path):
+            raw, length = data.tobytes(), data.shape[1]
+            head = np.pad(data[:, :15], ((0, 0), (0, max(0, 15 - length))))
+            step = head[:, 10:]  # (K, 5), seven bits in each byte, up to the first below 128
+            width = 1 + (step < 128).argmax(axis=1)
+            plain = (head[:, 0] == 9) & (head[:, 9] == 16) & (step < 128).any(axis=1)
+            numbers = ((step & 127) * (np.arange(5) < width[:, None])) @ 128.0 ** np.arange(5)
+            table = np.stack([offsets, numbers, data[:, -4:].copy().view("<f4")[:, 0]], axis=1)  # (K, 3)
+            alike = {}  # {what stands between step and float: rows}
+            for i, skip in enumerate(np.where(plain, 10 + width, length).tolist()):
+                alike.setdefault(raw[i * length + skip : i * length + length - 4], []).append(i)
+            for summary, rows in alike.items():
+                if tag := tag_of(summary):
+                    found.setdefault(tag, []).append(table[rows])
+                    continue
+                for i, event in ((i, Event.FromString(data[i].tobytes())) for i in rows):
+                    for value in event.summary.value:
+                        if value.HasField("simple_value"):
+                            row = np.array([[offsets[i], event.step, value.simple_value]])
+                            found.setdefault(value.tag, []).append(row)
+                        elif value.HasField("tensor"):
+                            texts[value.tag] = b"".join(value.tensor.string_val).decode(errors="replace")
+    finally:
+        for tag, tables in found.items():
+            table = np.concatenate(tables)
+            scalars.setdefault(tag, []).append(table[np.argsort(table[:, 0], kind="stable"), 1:])
 
 
 def printable(text: Any) -> str:
@@ -179,20 +279,18 @@ def task_label(args: dict[str, Any]) -> str:
 
 def read_run(folder: Path, name: str) -> Run:
     """Read the event files of a folder as far as they are sound, and judge them."""
-    columns, about, problems = {}, "", []  # {tag: [(step, value)]}, text, [(state, reason)]
+    columns, texts, problems = {}, {}, []  # {tag: [(T, 2)]}, {tag: text}, [(state, reason)]
     for path in sorted(path for path in folder.glob("*tfevents*") if path.is_file()):
         try:
-            for event in read_events(path):
-                for value in event.summary.value:
-                    if value.HasField("simple_value"):
-                        columns.setdefault(value.tag, []).append((event.step, value.simple_value))
-                    elif value.tag == "run/about/text_summary":
-                        about = b"".join(value.tensor.string_val).decode(errors="replace")
+            read_events(path, columns, texts)
         except EOFError as error:  # it was killed or still writes, which is nothing out of the ordinary
             problems.append(("partial", f"{path.name} {error}"))
         except Exception as error:  # whatever the file is, the report stands
             problems.append(("damaged", f"{path.name} {error}"))
-    run = Run(name, {tag: np.array(pairs, float) for tag, pairs in columns.items()})
+    run, about = (
+        Run(name, {tag: np.concatenate(c) for tag, c in columns.items()}),
+        texts.get("run/about/text_summary", ""),
+    )
     try:
         args = json.loads(about.strip("`json\n"))["args"]  # from a fenced block of JSON
         run.algorithm, run.task = printable(args["exp_name"]), task_label(args)

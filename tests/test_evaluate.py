@@ -10,11 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
 import dqn
@@ -196,6 +200,54 @@ def test_a_cut_file_is_partial_and_keeps_what_was_read(tmp_path):
     run = read(path.parent)
     assert re.search(r"ends inside the record at byte \d+; reached step 500 of 500, without run/completed", run.reason)
     assert run.record()["eval/score"] == 1.0
+
+
+@pytest.mark.parametrize("length", [4, 5, 63, 1023, 1024, 1025, 2047, 2048, 2049, 5000])
+def test_checksums_are_those_of_tensorboard(length):
+    rows = np.random.default_rng(length).integers(256, size=(3, length), dtype=np.uint8)
+    assert evaluate.checksums(rows).tolist() == [masked_crc32c(row.tobytes()) for row in rows]
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**20])
+def test_every_event_is_read_as_tensorboard_reads_it(tmp_path, monkeypatch, block):
+    """Steps of one to six bytes in a varint, tags of one length, several scalars in an event, texts, a picture."""
+    monkeypatch.setattr(evaluate, "BLOCK", block)
+    writer = SummaryWriter(str(tmp_path))
+    for step in (-1, 0, 1, 127, 128, 300, 20_000, 2**21, 2**28, 2**35 - 1, 2**35, 5, 5):
+        writer.add_scalar("b/tag", np.float32(step) / 3, step)
+        writer.add_scalar("a/tag", -step, step)
+        writer.add_scalar("a/longer tag \x15 ü", np.nan, step)
+    writer.add_image("picture", np.random.default_rng(0).integers(256, size=(3, 64, 64), dtype=np.uint8), 7)
+    pair = [Summary.Value(tag="a/tag", simple_value=1.0), Summary.Value(tag="b/tag", simple_value=2.0)]
+    writer.file_writer.add_summary(Summary(value=pair), 8)
+    writer.add_text("text", "ä text", 9)
+    writer.add_scalar("b/tag", 0.5, 10)
+    writer.close()
+    log = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    scalars, texts = {}, {}
+    evaluate.read_events(event_file(tmp_path), scalars, texts)
+    assert texts == {"text/text_summary": "ä text"}
+    assert sorted(scalars) == sorted(log.Tags()["scalars"])
+    for tag, tables in scalars.items():
+        expected = [(event.step, event.value) for event in log.Scalars(tag)]
+        np.testing.assert_array_equal(np.concatenate(tables), expected, err_msg=tag)
+
+
+def test_reading_takes_little_memory(tmp_path):
+    writer = SummaryWriter(str(tmp_path))
+    for _ in range(8):
+        writer.add_image("picture", np.random.default_rng(0).integers(256, size=(3, 800, 800), dtype=np.uint8))
+    for step in range(5_000):
+        writer.add_scalar("a", step, step)
+    writer.close()
+    path, scalars = event_file(tmp_path), {}
+    assert path.stat().st_size > 15e6
+    tracemalloc.start()
+    evaluate.read_events(path, scalars, {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.concatenate(scalars["a"])) == 5_000
+    assert peak < 15e6, peak  # not the whole file; a picture has 2 MB
 
 
 @pytest.mark.parametrize(
