@@ -89,23 +89,50 @@ def steps_to_kept(steps: np.ndarray, score: np.ndarray, threshold: float = KEPT)
     return float(steps[first]) if first < len(steps) else np.inf
 
 
-def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Interquartile mean: the mean of x without its floor(n / 4) lowest and highest values: (..., n) -> (...)."""
-    n = np.shape(x)[axis]
-    return np.sort(x, axis).take(range(n // 4, n - n // 4), axis).mean(axis)
+# Statistics of samples (..., n), the runs of one algorithm on one task in each; pooled over the tasks they are (...).
 
 
-def bootstrap_interval(x: np.ndarray, statistic: Callable, rng: np.random.Generator, draws: int = 2_000) -> np.ndarray:
-    """statistic(x, axis) and its 95 % percentile bootstrap interval: (..., n) -> (3, ...), value, low, high.
+def median(*samples: np.ndarray) -> np.ndarray:
+    return np.median(np.concatenate(samples, axis=-1), axis=-1)
 
-    `draws` samples of n seeds are drawn with replacement. Of their statistics in order those at 2.5 % and 97.5 % are
-    taken as they are: interpolation makes NaN next to inf, steps never reached. So is the interval if n < 2.
+
+def iqm(*samples: np.ndarray) -> np.ndarray:
+    """Interquartile mean: the mean of all n values without the floor(n / 4) lowest and the floor(n / 4) highest."""
+    x = np.sort(np.concatenate(samples, axis=-1), axis=-1)
+    return x[..., x.shape[-1] // 4 : x.shape[-1] - x.shape[-1] // 4].mean(axis=-1)
+
+
+def optimality_gap(*samples: np.ndarray) -> np.ndarray:
+    """The mean of max(1 - x, 0): how far the scores fall short of the optimum."""
+    return np.maximum(1 - np.concatenate(samples, axis=-1), 0).mean(axis=-1)
+
+
+def share_above(thresholds: np.ndarray) -> Callable[..., np.ndarray]:
+    """Performance profile, the share of runs whose score is above each threshold: (H,) -> statistic with (H, ...)."""
+    return lambda *samples: np.stack([(np.concatenate(samples, axis=-1) > t).mean(axis=-1) for t in thresholds])
+
+
+def improvement(*samples: np.ndarray) -> np.ndarray:
+    """P(X > Y) + P(X = Y) / 2 for a run X of the first half of the samples and a run Y of the same task in the second,
+    mean over the tasks; scores are equal if they differ by less than 0.0005."""
+    pairs = zip(samples[: len(samples) // 2], samples[len(samples) // 2 :], strict=True)
+    differences = [np.round(x[..., :, None] - y[..., None, :], 3) for x, y in pairs]  # (..., n of X, n of Y)
+    return np.mean([(1 + np.sign(difference).mean(axis=(-2, -1))) / 2 for difference in differences], axis=0)
+
+
+def bootstrap_interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray, draws: int = 2_000) -> np.ndarray:
+    """A statistic of the samples and its 95 % percentile bootstrap interval: (3, ...), value, low, high.
+
+    Stratified: `draws` times as many runs as there are of each task are drawn of it with replacement, from one fixed
+    seed. Of their statistics in order those at 2.5 % and 97.5 % are taken as they are: interpolation makes NaN next to
+    inf, steps never reached. The interval is NaN if a sample has fewer than two runs.
     """
-    value = statistic(x, axis=-1)
-    if (n := np.shape(x)[-1]) < 2:
+    value, rng = statistic(*samples), np.random.default_rng(0)
+    if min(x.shape[-1] for x in samples) < 2:
         return np.stack([value, value * np.nan, value * np.nan])
-    drawn = np.sort(statistic(np.asarray(x)[..., rng.integers(n, size=(draws, n))], axis=-1), axis=-1)  # (..., draws)
-    return np.stack([value, drawn[..., int(0.025 * draws)], drawn[..., -1 - int(0.025 * draws)]])
+    drawn = [x[..., rng.integers(x.shape[-1], size=(draws, x.shape[-1]))] for x in samples]  # (..., draws, n)
+    ordered = np.sort(statistic(*drawn), axis=-1)  # (..., draws)
+    return np.stack([value, ordered[..., int(0.025 * draws)], ordered[..., -1 - int(0.025 * draws)]])
 
 
 # ----------------------------------------------------------------------------- reading runs
@@ -347,8 +374,8 @@ def select(runs: list[Run]) -> list[Run]:
 def summarise(runs: list[Run], measure: str) -> dict[str, Any]:
     """Statistics over the seeds of one algorithm on one task, a row of its table; intervals are [value, low, high]."""
     of = {name: np.array([run.record()[name] for run in runs]) for name in runs[0].record()}
-    final = bootstrap_interval(of[f"eval/{measure}"], iqm, np.random.default_rng(0)).tolist()
-    to_kept = bootstrap_interval(of["steps_to_kept"], np.median, np.random.default_rng(0)).tolist()
+    final = bootstrap_interval(iqm, of[f"eval/{measure}"]).tolist()
+    to_kept = bootstrap_interval(median, of["steps_to_kept"]).tolist()
     row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs), f"final {measure}": final}
     if measure == "score":
         row |= {"worst kept": of["kept_score"].min(), "solved": np.mean(np.float32(of["eval/score"]) >= SOLVED)}
@@ -410,7 +437,7 @@ def draw_curves(path: Path, task: list[list[Run]], measure: str, names: list[str
             first, last = max(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves)
             grid = np.geomspace(max(first, 1), max(last, 1), 200 if first < last else 1)
             values = np.stack([np.interp(grid, steps, y) for steps, y in curves], axis=-1)  # (points, n)
-            value, low, high = bootstrap_interval(values, iqm, np.random.default_rng(0), draws=400)
+            value, low, high = bootstrap_interval(iqm, values, draws=400)
             number, label = names.index(runs[0].algorithm), f" {runs[0].algorithm[:50]} (n = {len(runs)})"
             colour, dashes = COLOURS[number % 6], ("-", "--", ":", "-.")[number // 6 % 4]
             axes.plot(grid, value, dashes, color=colour, label=label, marker="." if len(grid) == 1 else "")
