@@ -10,17 +10,20 @@ import csv
 import dataclasses
 import functools
 import html
+import itertools
 import json
 import os
 import re
 import signal
 import struct
+import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from subprocess import DEVNULL, Popen
-from typing import Any
+from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from typing import Any, Literal
 
 import matplotlib.figure
 import numpy as np
@@ -32,12 +35,41 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import CRC_TABLE, mask
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-ALGORITHMS = ("dqn", "dyna_q", "model_based", "world_model", "per_aux_dqn")
-ALGORITHMS += ("transfer", "curriculum", "options_critic", "feudal", "her")
-TASKS = {"empty-5": "--grid-size 5", "empty-8": "--grid-size 8", "empty-16": "--grid-size 16"}
-TASKS |= {"four_rooms-13": "--layout four_rooms --grid-size 13", "key_door-8": "--layout key_door --grid-size 8"}
-TASKS |= {"maze-11": "--layout maze --grid-size 11"}
 SOLVED, KEPT = 0.99, 0.95  # a final score that counts as solved; a score to be reached and kept
+
+# The suite: tasks in families (the last in no suite); scripts with their steps in quick and full; variants of scripts.
+FAMILIES = {
+    "simple": {"empty-5": "--grid-size 5", "empty-8": "--grid-size 8"},
+    "complex": {"four_rooms-13": "--layout four_rooms --grid-size 13", "key_door-8": "--layout key_door --grid-size 8"},
+    "transfer": {
+        "goal-near": "--layout four_rooms --grid-size 13 --source near",
+        "goal-far": "--layout four_rooms --grid-size 13 --source far",
+        "map-changed": "--layout maze --grid-size 11 --source maps",
+    },
+    "long-horizon": {"maze-15": "--layout maze --grid-size 15", "maze-21": "--layout maze --grid-size 21"},
+    "other": {"empty-16": "--grid-size 16", "maze-11": "--layout maze --grid-size 11"},
+}
+TASKS = {name: flags for family in FAMILIES.values() for name, flags in family.items()}
+STEPS = {
+    "dqn": (10_000, 30_000),
+    "dyna_q": (5_000, 20_000),
+    "model_based": (1_500, 4_000),
+    "world_model": (1_000, 2_000),
+}
+STEPS |= {"per_aux_dqn": (12_000, 30_000), "transfer": (20_000, 30_000), "curriculum": (15_000, 30_000)}
+STEPS |= {"options_critic": (100_000, 200_000), "feudal": (100_000, 250_000), "her": (30_000, 60_000)}
+ROWS = dict.fromkeys(STEPS, "") | {
+    "per_aux_dqn-no-per": "--no-prioritized",
+    "per_aux_dqn-no-auxiliary": "--no-auxiliary",
+    "per_aux_dqn-no-augmentation": "--augmentation none",
+    "per_aux_dqn-nothing": "--no-prioritized --no-auxiliary --augmentation none",
+}
+METHODS = ("scratch", "fine-tune", "frozen", "progressive", "reptile")
+ROWS |= {f"transfer-{method}": f"--method {method}" for method in METHODS}  # these on the transfer tasks, alone
+SUITES = {
+    "quick": (("empty-5", "empty-8", "goal-near"), (*STEPS, "transfer-scratch", "transfer-fine-tune"), 3),
+    "full": (tuple(task for task in TASKS if task not in FAMILIES["other"]), tuple(ROWS), 10),
+}  # tasks, rows, seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +81,35 @@ class Args:
     report_dir: Path = Path("report")
     """Folder for index.html, report.md with its figures, results.csv and summary.json, overwritten each time."""
     train: bool = False
-    """First train each algorithm on each task with each seed of which the logs hold no complete run."""
-    algorithms: tuple[str, ...] = tuple(name for name in ALGORITHMS if (HERE / f"{name}.py").is_file())
-    """With --train: scripts beside this one, without .py."""
-    tasks: tuple[str, ...] = ("empty-8", "four_rooms-13")
-    """With --train: some of empty-5, empty-8, empty-16, four_rooms-13, key_door-8, maze-11."""
-    seeds: int = 5
-    """With --train: seeds 1 to this; with fewer than 10 the intervals are rough."""
+    """First make those runs of the suite of which the logs hold no complete one."""
+    suite: Literal["quick", "full"] = "quick"
+    """With --train: small tasks and budgets for minutes, or all tasks, ablations and full budgets for hours."""
+    algorithms: tuple[str, ...] = ()
+    """With --train: instead of the suite's, scripts beside this one without .py, or variants as per_aux_dqn-no-per."""
+    tasks: tuple[str, ...] = ()
+    """With --train: instead of the suite's, some of empty-5, empty-8, empty-16, four_rooms-13, key_door-8, maze-11,
+    maze-15, maze-21; and for the variants of transfer.py alone, goal-near, goal-far, map-changed."""
+    seeds: int | None = None
+    """With --train: seeds 1 to this, without it 3 or 10 by suite; with fewer than 10 the intervals are rough."""
     jobs: int = os.cpu_count() or 1
     """With --train: runs at once, each a process of one thread."""
+    scheduler: str | None = None
+    """With --train: a Dask scheduler, as tcp://host:8786, whose workers make the runs; they need the packages alone."""
 
     def __post_init__(self) -> None:
         for name, high in ("seeds", 10_000), ("jobs", 1_000):
-            if not 1 <= (value := getattr(self, name)) <= high:
+            if (value := getattr(self, name)) is not None and not 1 <= value <= high:
                 raise ValueError(f"--{name} must be between 1 and {high}, got {value}")
         scripts = {path.stem for path in HERE.glob("*.py")} - {"evaluate", "gridworld"}
-        for name, known in ("algorithms", scripts), ("tasks", set(TASKS)):
-            unknown = sorted(set(getattr(self, name)) - known)
-            if unknown or not getattr(self, name):
-                raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown) or 'none'}")
+        rows = scripts | {row for row in ROWS if row.split("-")[0] in scripts}
+        for name, known in ("algorithms", rows), ("tasks", set(TASKS)):
+            if unknown := sorted(set(getattr(self, name)) - known):
+                raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}")
         for name in "log_dir", "report_dir":
             if getattr(self, name).is_file():
                 raise ValueError(f"--{name.replace('_', '-')} must be a folder, got the file {getattr(self, name)}")
+        if not re.fullmatch(r"\w+://\S+:\d+", self.scheduler or "tcp://none:0"):
+            raise ValueError(f"--scheduler must be like tcp://host:8786, got {self.scheduler}")
 
 
 # ----------------------------------------------------------------------------- statistics
@@ -142,7 +181,18 @@ DEFAULT_SIZE = {"empty": 8, "four_rooms": 13, "key_door": 8, "maze": 11, "random
 DEFAULTS = {"layout_seed": 0, "slip": 0.0, "random_start": False, "random_goal": False, "step_reward": -0.1}
 DEFAULTS |= {"goal_reward": 10.0, "trap_reward": -10.0, "max_episode_steps": None}
 # Arguments in which the runs of one algorithm on one task may differ and still be one sample.
-FREE = {*DEFAULTS, "layout", "grid_size", "exp_name", "seed", "log_dir", "device", "save_model", "capture_video"}
+FREE = {
+    *DEFAULTS,
+    "source",
+    "layout",
+    "grid_size",
+    "exp_name",
+    "seed",
+    "log_dir",
+    "device",
+    "save_model",
+    "capture_video",
+}
 STATES = ("damaged", "foreign", "empty", "not finite", "partial")  # of several the first is named
 
 
@@ -298,7 +348,7 @@ def task_label(args: dict[str, Any]) -> str:
     # GoalGridWorld-v0 and forms of observation do not count: how an algorithm sees the task is a part of the algorithm.
     if args.get("env_id", "GridWorld-v0") not in ("GridWorld-v0", "GoalGridWorld-v0"):
         parts = [args["env_id"]]
-    for name, default in DEFAULTS.items():
+    for name, default in (DEFAULTS | {"source": "near"}).items():  # from where transfer.py transfers, too
         if (value := args.get(name)) is not None and value != default:
             parts.append(name.replace("_", " ") + ("" if value is True else f" {value}"))
     return printable(", ".join(parts))
@@ -512,43 +562,94 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
 
 # ----------------------------------------------------------------------------- training
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-def missing(args: Args, chosen: list[Run]) -> dict[str, list[str]]:
-    """{name of the run: its command} for what the suite asks and no ranked run has, by the arguments in the logs."""
-    present, jobs = {(run.args["exp_name"], run.task, run.args["seed"]) for run in chosen}, {}
-    for task, algorithm in ((task, algorithm) for task in args.tasks for algorithm in args.algorithms):
+
+def missing(args: Args, runs: list[Run]) -> dict[str, list[str]]:
+    """{name of the run: script and flags} of what the suite asks and no sound run was, by the arguments in the logs."""
+    (tasks, rows, n), scripts = SUITES[args.suite], {path.stem for path in HERE.glob("*.py")}
+    rows, jobs = args.algorithms or [row for row in rows if row.split("-")[0] in scripts], {}
+    sound = [run for run in runs if run.state in ("complete", "superseded", "other budget")]
+    present = {(run.algorithm, run.task, run.args["seed"], run.args["total_timesteps"]) for run in sound}
+    present |= {(*key[:3], None) for key in present}
+    for seed, task, row in itertools.product(range(1, 1 + (args.seeds or n)), args.tasks or tasks, rows):
+        steps = STEPS.get(script := row.split("-")[0], (None, None))[args.suite == "full"]
+        if row == "transfer-scratch":
+            steps //= 2  # as many as the others have on the target
         label = task_label({name.replace("-", "_"): x for name, x in re.findall(r"--(\S+) (\S+)", TASKS[task])})
-        for seed in range(1, args.seeds + 1):
-            if (algorithm, label, seed) not in present:
-                command = [sys.executable, str(HERE / f"{algorithm}.py"), *TASKS[task].split(), "--seed", str(seed)]
-                jobs[f"{algorithm}__{task}__{seed}"] = [*command, "--log-dir", str(args.log_dir)]
+        if row.startswith("transfer-") == (task in FAMILIES["transfer"]) and (row, label, seed, steps) not in present:
+            command = [f"{script}.py", *TASKS[task].split(), *ROWS.get(row, "").split(), "--seed", str(seed)]
+            budget = ["--total-timesteps", str(steps)] if steps else []
+            jobs[f"{row}__{task}__{seed}"] = [*command, *budget, "--exp-name", row]
     return jobs
 
 
+def run_here(command: list[str], args: Args, output: Path, children: list[Popen]) -> int:
+    """Run a script of this folder, in a process of its own; returns its exit code."""
+    command = [sys.executable, str(HERE / command[0]), *command[1:], "--log-dir", str(args.log_dir)]
+    with open(output, "wb") as out:
+        # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
+        options = {"env": os.environ | ONE_THREAD, "process_group": 0}
+        children.append(child := Popen(command, stdin=DEVNULL, stdout=out, stderr=STDOUT, **options))
+    return child.wait()
+
+
+def run_there(command: list[str], scripts: dict[str, bytes]) -> tuple[int, bytes, dict[str, bytes]]:
+    """On a worker, in a folder of its own with the scripts: exit code, output, and the files of the run, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in scripts.items():
+            (Path(folder) / name).write_bytes(text)
+        command, options = [sys.executable, *command, "--log-dir", "."], {"env": os.environ | ONE_THREAD, "cwd": folder}
+        done = subprocess.run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **options)
+        files = (path for path in Path(folder).glob("*__*/*") if path.is_file())
+        return done.returncode, done.stdout, {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
-    """Run the commands, `args.jobs` at once; {name: what happened} of those that failed. Ctrl-C stops them all."""
+    """Make the runs, `args.jobs` at once or on the cluster; {name: what happened} of those that failed."""
     (folder := args.log_dir / "output").mkdir(parents=True, exist_ok=True)
-    # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
-    options = {"env": os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, "process_group": 0}
-    waiting, running, failures = list(jobs), {}, {}
+    failures, children, executor = {}, [], ThreadPoolExecutor(args.jobs)
+    if args.scheduler:
+        try:
+            import distributed  # here: only a cluster needs it
+
+            executor = distributed.Client(args.scheduler).get_executor(pure=False)
+        except ImportError:
+            raise SystemExit("--scheduler needs Dask: pip install distributed") from None
+        except OSError as error:
+            raise SystemExit(f"--scheduler {args.scheduler} does not answer: {printable(error)}") from None
+
+    def submit(name: str, command: list[str]) -> Future:
+        if not args.scheduler:
+            return executor.submit(run_here, command, args, folder / f"{name}.txt", children)
+        return executor.submit(
+            run_there, command, {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py")}
+        )
+
     with tqdm(total=len(jobs), unit="run", miniters=0, mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
         try:
-            while waiting or running:
-                while waiting and len(running) < args.jobs:
-                    name = waiting.pop(0)
-                    with open(folder / f"{name}.txt", "wb") as out:
-                        running[name] = Popen(jobs[name], stdin=DEVNULL, stdout=out, stderr=out, **options)
-                time.sleep(0.1)
-                ended = [name for name, child in running.items() if child.poll() is not None]
-                for name in ended:
-                    if code := running.pop(name).returncode:
+            futures = {submit(name, command): name for name, command in jobs.items()}
+            for future in as_completed(futures):
+                name = futures[future]
+                try:
+                    code = future.result()
+                    if args.scheduler:
+                        code, output, files = code
+                        for file, content in ({f"output/{name}.txt": output} | files).items():
+                            (args.log_dir / file).parent.mkdir(exist_ok=True)
+                            (args.log_dir / file).write_bytes(content)
+                    if code:
                         output = (folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
                         lines = [line for line in re.findall(r"\w.*\w", output) if "full helptext" not in line]
                         failures[name] = f"exit code {code}: {printable(lines[-1] if lines else 'no output')}"
-                bar.set_postfix_str(f"{len(running)} running, {len(failures)} failed", refresh=False)
-                bar.update(len(ended))
+                except Exception as error:  # of a cluster: its workers died, its packages differ
+                    failures[name] = printable(f"{type(error).__name__}: {error}")
+                running = sum(future.running() for future in futures)
+                bar.set_postfix_str(f"{running} running, {len(failures)} failed", refresh=False)
+                bar.update()
         except KeyboardInterrupt:
-            for child in running.values():
+            executor.shutdown(wait=False, cancel_futures=True)
+            for child in children:
                 child.terminate()
                 child.wait()
             raise SystemExit("interrupted; the next --train takes up where this one stopped") from None
@@ -559,10 +660,10 @@ def main(args: Args) -> int:
     """Train if asked to, read, compare, write; returns the exit status: 1 if a run failed, 2 if there is none."""
     runs, failures = read_runs(args.log_dir), {}
     chosen = select(runs)
-    if args.train and (jobs := missing(args, chosen)):
+    if args.train and (jobs := missing(args, runs)):
         failures = train(jobs, args)
         chosen = select(runs := read_runs(args.log_dir))
-        failures = dict.fromkeys(missing(args, chosen), "it ended without a complete, sound log") | failures
+        failures = dict.fromkeys(missing(args, runs), "it ended without a complete, sound log") | failures
     if not runs and not failures:
         print(f"--log-dir {args.log_dir} holds no run; python evaluate.py --train makes some", file=sys.stderr)
         return 2

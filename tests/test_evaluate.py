@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import importlib
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -11,11 +13,14 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
+from conftest import SCRIPTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -507,7 +512,7 @@ def test_no_run_is_told_in_one_line(tmp_path, capsys):
         ({"tasks": ("empty-8", "nowhere")}, "--tasks must be of .*, got nowhere"),
         ({"algorithms": ("dqn", "../dqn")}, r"--algorithms must be of .*, got \.\./dqn"),
         ({"algorithms": ("evaluate",)}, "--algorithms must be of .*, got evaluate"),
-        ({"algorithms": ()}, "--algorithms must be of .*, got none"),
+        ({"scheduler": "host"}, "--scheduler must be like tcp://host:8786, got host"),
         ({"report_dir": Path(__file__)}, "--report-dir must be a folder"),
     ],
 )
@@ -535,7 +540,7 @@ def test_from_the_shell_a_bad_flag_is_an_error_box_and_torch_is_not_imported(tmp
 FAKE = """
 import os, pathlib, shutil, sys
 args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-logs, seed, here = pathlib.Path(args["--log-dir"]), args["--seed"], pathlib.Path(__file__).parent
+logs, seed, here = pathlib.Path(args["--log-dir"]), args["--seed"], pathlib.Path("FOLDER")
 with open(here / "started", "a") as file:
     print(seed, args["--grid-size"], os.environ["OMP_NUM_THREADS"], file=file)
 if seed == "3":
@@ -546,16 +551,34 @@ if seed != "4":  # 4 ends well, but logs nothing
 """
 
 
-def test_train_runs_what_is_missing_and_survives_a_failure(tmp_path, monkeypatch, capsys):
+class StubCluster:
+    """What evaluate.py uses of Dask: a client whose executor may lose a run."""
+
+    def __init__(self, address):
+        assert address == "tcp://stub:1"
+
+    def get_executor(self, pure):
+        assert not pure  # equal commands are not one run
+        return ThreadPoolExecutor(2)
+
+    Client = classmethod(lambda cls, address: cls(address))
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_train_runs_what_is_missing_and_survives_a_failure(tmp_path, monkeypatch, capsys, cluster):
     monkeypatch.setattr(evaluate, "HERE", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    (tmp_path / "fake.py").write_text(FAKE)
+    (tmp_path / "fake.py").write_text(FAKE.replace("FOLDER", str(tmp_path)))
     for seed in 1, 2:
         write_run(tmp_path / "template" / str(seed), exp_name="fake", seed=seed, grid_size=5)
     logs = tmp_path / "logs"
     write_run(logs / "of any name", exp_name="fake", seed=1, grid_size=5)  # the arguments count, not the name
     write_run(logs / "G__fake__2__1", exp_name="fake", seed=2, grid_size=5, completed=False)
     flags = {"train": True, "algorithms": ("fake",), "tasks": ("empty-5",), "seeds": 4, "jobs": 2}
+    if cluster:
+        flags["scheduler"] = "tcp://stub:1"
+        (tmp_path / "gridworld.py").touch()
+        monkeypatch.setitem(sys.modules, "distributed", StubCluster)
     status, page, _, summary = report(logs, tmp_path, **flags)
     assert status == 1
     started = (tmp_path / "started").read_text().splitlines()
@@ -584,12 +607,41 @@ def test_train_reports_when_nothing_came_of_it(tmp_path, monkeypatch):
     assert "exit code 1: seed ?[1mis bad" in page  # no escape sequence reaches page or terminal
 
 
-def test_the_commands_name_tasks_as_the_logs_do():
-    for name, flags in evaluate.TASKS.items():
-        words = flags.split()
-        args = {flag[2:].replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
-        env = gridworld.EnvArgs(**args | {"grid_size": int(args["grid_size"])})  # the flags are accepted
-        assert evaluate.task_label(dataclasses.asdict(env)) == evaluate.task_label(args), name
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name in evaluate.STEPS])
+def test_every_command_of_the_suites_is_accepted_and_logs_the_task_that_is_looked_for(script, tmp_path):
+    args = importlib.import_module(script).Args
+    assert evaluate.STEPS[script][1] == args.total_timesteps  # the full budget is the default one
+    rows = tuple(row for row in evaluate.ROWS if row.split("-")[0] == script)
+    for suite, row in itertools.product(evaluate.SUITES, rows):
+        wanted = evaluate.Args(suite=suite, algorithms=(row,), tasks=tuple(evaluate.TASKS), seeds=1, log_dir=tmp_path)
+        jobs = evaluate.missing(wanted, [])
+        assert jobs
+        for name, (file, *flags) in jobs.items():
+            logged = json.loads(json.dumps(dataclasses.asdict(tyro.cli(args, args=flags)), default=str))
+            run = evaluate.Run(name, {}, logged, logged["exp_name"], evaluate.task_label(logged))
+            assert file == f"{script}.py"
+            assert name not in evaluate.missing(wanted, [run]), "it would be trained again and again"
+
+
+def test_the_suites_compare_like_with_like():
+    families = evaluate.FAMILIES
+    for suite, steps in ("quick", 10_000), ("full", 15_000):
+        jobs = evaluate.missing(evaluate.Args(suite=suite), [])
+        made = {tuple(name.split("__")) for name in jobs}
+        for row, task, _ in made:
+            assert (task in families["transfer"]) == row.startswith("transfer-"), (row, task)
+        budget = (
+            {row: jobs[f"{row}__goal-near__1"] for row in ("transfer-scratch", "transfer-fine-tune")}
+            if "transfer" in SCRIPTS
+            else {}
+        )
+        for row, command in budget.items():
+            total = int(command[command.index("--total-timesteps") + 1])
+            assert total == (steps if row == "transfer-scratch" else 2 * steps)  # half of them on the sources
+    assert not {task for _, task, _ in made} & set(families["other"])
+    assert {task for _, task, _ in made if "transfer" in SCRIPTS or task not in families["transfer"]} >= set(
+        families["long-horizon"]
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
