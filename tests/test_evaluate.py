@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import importlib
 import inspect
 import itertools
@@ -340,7 +341,8 @@ def test_unsound_runs_are_named_with_the_reason(tmp_path, state, reason, changes
 def test_every_kind_of_fault_is_listed_and_only_sound_runs_are_ranked(tmp_path, capsys):
     logs = tmp_path / "logs"
     for seed in range(1, 6):
-        write_run(logs / f"G__dqn__{seed}__100", seed=seed)
+        for name in "dqn", *"abcdefg":
+            write_run(logs / f"G__{name}__{seed}__100", seed=seed, exp_name=name)
     write_run(logs / "cut__dqn__6__1", seed=6, completed=False)
     write_run(logs / "nan__dqn__7__1", seed=7, losses=(np.nan,))
     write_run(logs / "budget__dqn__8__1", seed=8, total_timesteps=50)
@@ -355,16 +357,19 @@ def test_every_kind_of_fault_is_listed_and_only_sound_runs_are_ranked(tmp_path, 
     (logs / "zero").mkdir()
     (logs / "zero" / "events.out.tfevents.1").touch()
     (logs / "nofile__dqn__1__1").mkdir(parents=True)
+    growing = event_file(write_run(logs / "growing", seed=11, completed=False))
+    growing.write_bytes(growing.read_bytes() + growing.read_bytes()[:20])  # half a record
     states = {
         "cut__dqn__6__1": "partial", "nan__dqn__7__1": "not finite", "budget__dqn__8__1": "other budget",
         "settings__dqn__9__1": "other settings", "G__dqn__1__100": "superseded", "again__dqn__1__99": "superseded",
-        "foreign": "foreign", "flipped": "damaged", "garbage": "damaged", "zero": "empty", "nofile__dqn__1__1": "empty",
+        "foreign": "foreign", "growing": "partial", "flipped": "damaged", "garbage": "damaged", "zero": "empty", "nofile__dqn__1__1": "empty",
     }  # fmt: skip
     status, page, markdown, summary = report(logs, tmp_path)
     assert status == 0
     summary = json.loads(summary)
-    (row,) = summary["rows"]
-    assert (row["n"], row["final score"], row["got there"]) == (5, [1.0, 1.0, 1.0], 5)
+    assert [row["algorithm"] for row in summary["rows"]] == sorted(["dqn", *"abcdefg"])
+    for row in summary["rows"]:
+        assert (row["n"], row["final score"], row["got there"]) == (5, [1.0, 1.0, 1.0], 5)
     assert {run["folder"]: run["state"] for run in summary["runs"] if run["state"] != "complete"} == states
     for folder, state in states.items():
         assert re.search(rf"<td>{folder}</td>.*<td>{state}</td>", page)
@@ -373,8 +378,8 @@ def test_every_kind_of_fault_is_listed_and_only_sound_runs_are_ranked(tmp_path, 
     assert "learning_rate 0.5" in page
     assert "total_timesteps 50" in page
     with open(tmp_path / "report" / "results.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 5 + len(states)
-    assert "5 runs ranked, 11 left out" in capsys.readouterr().out
+        assert len(list(csv.DictReader(file))) == 40 + len(states)
+    assert "40 runs ranked, 12 left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -414,15 +419,141 @@ def test_overlapping_intervals_have_no_winner_and_separate_ones_have(tmp_path):
             score = (0, 0, 1, 1, final) if name == "good" else (0, 0, 0, 0, final)
             write_run(tmp_path / "logs" / f"G__{name}__{seed}__1", score, exp_name=name, seed=seed)
     _, page, _, summary = report(tmp_path / "logs", tmp_path)
-    assert "Final score: no clear winner, the intervals overlap: good 1.000 (1.000 to 1.000); equal 1.000" in page
-    assert "Steps to a kept score of 0.95: good 300 (300 to 300) is ahead of the others." in page
+    parsed = Page(page)
+    final, steps, seconds = (f"{what} {said}" for what, task, said in parsed.tables[0][1:])
+    assert final.startswith("final score no clear winner, the intervals overlap: good 1.000 (1.000 to 1.000); equal 1.")
+    assert "bad" not in final
+    assert steps == "fewest steps to a kept 0.95 good 300 (300 to 300) is ahead of the others."
+    assert seconds.startswith("least time, where every seed solves and keeps it no clear winner")
+    assert "bad" not in seconds  # it is as fast, but solves nothing
     assert "Warning: fewer than 10 seeds, so rough intervals: good 4, equal 4, bad 4." in page
     rows = {row["algorithm"]: row for row in json.loads(summary)["rows"]}
     assert list(rows) == ["good", "equal", "bad"]
     assert rows["bad"]["final score"][0] == pytest.approx(0.45)  # of 0.3 0.4 0.5 0.6 the middle two
     assert rows["bad"]["worst kept"] == pytest.approx(0.3)
     assert (rows["bad"]["solved"], rows["bad"]["got there"], rows["bad"]["steps to 0.95"]) == (0, 0, [None] * 3)
-    assert (rows["good"]["seconds"], rows["good"]["steps/s"], rows["good"]["peak MB"]) == (5.0, 1004.0, 304.0)
+    assert (rows["good"]["seconds"], rows["good"]["steps/s"], rows["good"]["peak MB"]) == ([5.0] * 3, 1004.0, 304.0)
+
+
+def suite_of_runs(logs, seeds=3):
+    """Runs of four algorithms on the two tasks of family complex, their transfer, options and horizons."""
+    for seed, (layout, size) in itertools.product(range(1, seeds + 1), (("four_rooms", 13), ("key_door", 8))):
+        task = {"layout": layout, "grid_size": size, "seed": seed}
+        for name, final in ("dqn", 0.6 + seed / 10), ("good", 1.0), ("bad", -0.1), ("world", 0.9):
+            if (name, layout) != ("bad", "key_door"):
+                folder = write_run(logs / f"G__{name}__{layout}__{seed}", (0, 0, 0, 0.97, final), exp_name=name, **task)
+                if name == "world":
+                    extend(folder, {f"horizon/score_{h}": h / 10 for h in (1, 3, 5, 10)})
+                if name == "good":
+                    extend(folder, {f"options/greedy_usage_{(k + seed) % 3}": (0.7, 0.2, 0.1)[k] for k in range(3)})
+                    extend(folder, {"options/greedy_length": 4.0 * seed})
+        for method, area in ("scratch", 0.4), ("fine-tune", 0.7 + seed / 100):
+            about = {"exp_name": f"transfer-{method}", "method": method, "source": "far"}
+            folder = write_run(logs / f"G__{method}__{layout}__{seed}", **about, **task)
+            gains = {"eval/zero_shot": area / 2, "transfer/jump_start": area / 4, "transfer/area": area}
+            extend(folder, gains | ({"transfer/steps_to_kept_95": 100 * seed} if method == "fine-tune" else {}))
+
+
+def extend(folder, scalars):
+    """Add scalars to a run, in a second event file."""
+    writer = SummaryWriter(str(folder), filename_suffix=f".{next(iter(scalars)).replace('/', '-')}")
+    for tag, value in scalars.items():
+        writer.add_scalar(tag, value, 500)
+    writer.close()
+
+
+def test_tasks_together_transfer_options_and_horizons(tmp_path):
+    suite_of_runs(tmp_path / "logs")
+    _, page, _, _ = report(tmp_path / "logs", tmp_path)
+    parsed = Page(page)
+    tables = {tuple(table[0]): table for table in parsed.tables}
+    together = tables["algorithm", "n", "IQM", "optimality gap", "solved", "ends better than dqn"]
+    assert [row[0] for row in together[1:]] == ["good", "world", "dqn"]  # bad has no run on key_door
+    assert "Not on all of them, and so left out here: bad." in parsed.text
+    rows = {row[0]: row for row in together[1:]}
+    assert rows["good"][1:] == [
+        "6",
+        "1.000 (1.000 to 1.000)",
+        "0.000 (0.000 to 0.000)",
+        "1.000",
+        "1.000 (1.000 to 1.000)",
+    ]
+    assert rows["dqn"][2].startswith("0.800 (")
+    assert rows["dqn"][3].startswith("0.200 (")
+    assert rows["dqn"][5] == "–"
+    assert rows["world"][5].startswith("0.833 (")  # 0.9 against 0.7 0.8 0.9: (1 + 1 + 1 / 2) / 3
+    assert ["final score", "complex", "good 1.000 (1.000 to 1.000) is ahead of the others."] in parsed.tables[0]
+    assert "Over tasks: simple" not in page
+    gains = tables[
+        "algorithm", "n", "zero-shot", "jump start", "area", "target steps to 0.95", "area / scratch", "steps saved"
+    ]
+    rows = {row[0]: row[1:] for row in gains[1:]}
+    assert rows["transfer-scratch"][2:6] == [
+        "0.100 (0.100 to 0.100)",
+        "0.400 (0.400 to 0.400)",
+        "never (never to never)",
+        "1.000 (1.000 to 1.000)",
+    ]
+    assert rows["transfer-fine-tune"][3:6] == ["0.720 (0.710 to 0.730)", "200 (100 to 300)", "1.800 (1.775 to 1.825)"]
+    transfer = [
+        "area under the target's curve",
+        "key_door 8, source far",
+        "transfer-fine-tune 0.720 (0.710 to 0.730) is ahead of the others.",
+    ]
+    assert transfer in parsed.tables[0]
+    said = " ".join(parsed.figures)
+    for what in ("Performance profile over the n runs", "Horizon study", "Options: how much", "Options: how long",
+                 "Transfer: area", "Sample efficiency", "Worst seeds", "Cost: time", "Cost: peak"):  # fmt: skip
+        assert what in said, what
+    assert all("(n = " in figure for figure in parsed.figures)
+
+
+DRIVER = """<script>
+addEventListener("load", () => {
+  const seen = [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect())
+  const table = [...document.querySelectorAll("table")].at(-1), column = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent)
+  const before = column(), head = table.tHead.rows[0].cells[0]
+  head.click()
+  const up = column()
+  head.click()
+  document.title = JSON.stringify({figures: seen.length, drawn: seen.every(box => box.width > 100 && box.height > 50),
+    fits: document.documentElement.scrollWidth <= innerWidth, before, up, down: column(), arrow: head.ariaSort,
+    shown: document.body.innerText.includes("<script>alert(1)</" + "script>")}) })
+</script>"""
+
+
+@pytest.mark.parametrize("width", [1200, 500])  # headless Chromium's narrowest window
+def test_the_page_in_a_browser(tmp_path, width):
+    """Chromium lays the page out and sorts a table; where it is not installed, the page's text is judged alone."""
+    suite_of_runs(tmp_path / "logs", seeds=2)
+    write_run(tmp_path / "logs" / "G__x__1__1", exp_name="<script>alert(1)</script>")
+    for name in "c__x__1__1", "a__x__1__1", "b__x__1__1":
+        write_run(tmp_path / "logs" / name, completed=False)
+    _, page, *_ = report(tmp_path / "logs", tmp_path)
+    parsed = Page(page)
+    assert parsed.elements.count("script") == 1
+    assert "<script>alert(1)</script>" in parsed.text
+    assert [row[0] for row in parsed.tables[-1]] == ["folder", "a__x__1__1", "b__x__1__1", "c__x__1__1"]
+    if browser := shutil.which("chromium") or shutil.which("google-chrome"):
+        path = tmp_path / "page.html"
+        path.write_text(page + DRIVER, encoding="utf-8")
+        command = [
+            browser,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
+        command += ["--enable-logging=stderr", f"--window-size={width},900", "--dump-dom", path.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert "CONSOLE" not in done.stderr  # no error, no warning, and no alert that blocks
+        seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1]))
+        assert seen["figures"] == len(parsed.figures)
+        assert seen["drawn"]
+        assert seen["fits"], "the page is wider than the window"
+        assert seen["shown"]
+        assert (seen["before"], seen["up"]) == (["a__x__1__1", "b__x__1__1", "c__x__1__1"],) * 2
+        assert (seen["down"], seen["arrow"]) == (["c__x__1__1", "b__x__1__1", "a__x__1__1"], "descending")
 
 
 def test_where_the_optimum_is_unknown_the_return_is_shown(tmp_path):
@@ -434,20 +565,33 @@ def test_where_the_optimum_is_unknown_the_return_is_shown(tmp_path):
 
 
 class Page(HTMLParser):
-    """Elements, addresses and text of a page."""
+    """Elements, addresses, text and tables of a page, and the text of each figure."""
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.addresses, self.text = set(), [], ""
+        self.elements, self.addresses, self.text, self.tables, self.figures = [], [], "", [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.elements.add(tag)
+        self.elements.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+        elif tag == "figure":
+            self.figures.append("")
         self.addresses += [value for name, value in attributes if name.endswith(("src", "href"))]
         assert not any(name.startswith("on") for name, _ in attributes)
 
     def handle_data(self, data):
         self.text += data
+        tag = self.elements[-1] if self.elements else ""
+        if tag in ("th", "td"):
+            self.tables[-1][-1][-1] += data.rstrip("\n")
+        elif tag in ("text", "figcaption"):
+            self.figures[-1] += data.strip() + " "
 
 
 HOSTILE = "<script>alert(1)</script>", "--><img src=x onerror=alert(1)>", "a|b\n| c", "=cmd()", "_$x^$", "[a](b)`", ""
@@ -460,8 +604,11 @@ def test_hostile_names_are_shown_as_text(tmp_path):
     status, page, markdown, summary = report(tmp_path / "logs", tmp_path)
     parsed = Page(page)
     assert status == 0
-    assert not parsed.elements & {"script", "img", "b", "i", "a"}
-    assert "svg" in parsed.elements
+    assert not {"img", "b", "i", "a"} & set(parsed.elements)
+    assert parsed.elements.count("script") == 1  # the one that sorts tables
+    assert "alert" not in evaluate.SORT
+    assert page.endswith(evaluate.SORT)
+    assert len(parsed.figures) == parsed.elements.count("svg") == 6
     assert all(address.startswith("#") for address in parsed.addresses)  # opens offline
     for name in HOSTILE:
         assert name.replace("\n", "?") in parsed.text
@@ -483,8 +630,8 @@ def test_report_is_the_same_twice_and_holds_no_number_that_json_lacks(tmp_path):
     first = report(tmp_path / "logs", tmp_path)
     assert first == report(tmp_path / "logs", tmp_path)
     json.loads(first[-1], parse_constant=lambda name: pytest.fail(f"{name} in summary.json"))
-    assert "![learning curves](curves-0.svg)" in first[2]
-    svg = (tmp_path / "report" / "curves-0.svg").read_text()
+    assert f"![Learning curves of the greedy policy. {evaluate.BAND}](figure-0.svg)" in first[2]
+    svg = (tmp_path / "report" / "figure-0.svg").read_text()
     assert svg.startswith("<?xml")
     assert "dqn (n = 12)" in svg
     assert "currentColor" in first[1]  # text of figures is dark on light and light on dark
