@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, Popen
 from typing import Any, Literal
@@ -52,22 +52,14 @@ FAMILIES = {
     "other": {"empty-16": "--grid-size 16", "maze-11": "--layout maze --grid-size 11"},
 }
 TASKS = {name: flags for family in FAMILIES.values() for name, flags in family.items()}
-STEPS = {
-    "dqn": (10_000, 30_000),
-    "dyna_q": (5_000, 20_000),
-    "model_based": (1_500, 4_000),
-    "world_model": (1_000, 2_000),
-}
-STEPS |= {"per_aux_dqn": (12_000, 30_000), "transfer": (20_000, 30_000), "curriculum": (15_000, 30_000)}
-STEPS |= {"options_critic": (100_000, 200_000), "feudal": (100_000, 250_000), "her": (30_000, 60_000)}
-ROWS = dict.fromkeys(STEPS, "") | {
-    "per_aux_dqn-no-per": "--no-prioritized",
-    "per_aux_dqn-no-auxiliary": "--no-auxiliary",
-    "per_aux_dqn-no-augmentation": "--augmentation none",
-    "per_aux_dqn-nothing": "--no-prioritized --no-auxiliary --augmentation none",
-}
-METHODS = ("scratch", "fine-tune", "frozen", "progressive", "reptile")
-ROWS |= {f"transfer-{method}": f"--method {method}" for method in METHODS}  # these on the transfer tasks, alone
+STEPS = {"dqn": (10_000, 30_000), "dyna_q": (5_000, 20_000), "model_based": (1_500, 4_000)}
+STEPS |= {"world_model": (1_000, 2_000), "per_aux_dqn": (12_000, 30_000), "transfer": (20_000, 30_000)}
+STEPS |= {"curriculum": (15_000, 30_000), "options_critic": (100_000, 200_000), "feudal": (100_000, 250_000)}
+STEPS |= {"her": (30_000, 60_000)}
+PARTS = {"no-per": "--no-prioritized", "no-auxiliary": "--no-auxiliary", "no-augmentation": "--augmentation none"}
+METHODS = ("scratch", "fine-tune", "frozen", "progressive", "reptile")  # on the tasks of family transfer, alone
+ROWS = dict.fromkeys(STEPS, "") | {f"per_aux_dqn-{name}": flags for name, flags in PARTS.items()}
+ROWS |= {"per_aux_dqn-nothing": " ".join(PARTS.values())} | {f"transfer-{name}": f"--method {name}" for name in METHODS}
 SUITES = {
     "quick": (("empty-5", "empty-8", "goal-near"), (*STEPS, "transfer-scratch", "transfer-fine-tune"), 3),
     "full": (tuple(task for task in TASKS if task not in FAMILIES["other"]), tuple(ROWS), 10),
@@ -192,18 +184,7 @@ DEFAULT_SIZE = {"empty": 8, "four_rooms": 13, "key_door": 8, "maze": 11, "random
 DEFAULTS = {"layout_seed": 0, "slip": 0.0, "random_start": False, "random_goal": False, "step_reward": -0.1}
 DEFAULTS |= {"goal_reward": 10.0, "trap_reward": -10.0, "max_episode_steps": None}
 # Arguments in which the runs of one algorithm on one task may differ and still be one sample.
-FREE = {
-    *DEFAULTS,
-    "source",
-    "layout",
-    "grid_size",
-    "exp_name",
-    "seed",
-    "log_dir",
-    "device",
-    "save_model",
-    "capture_video",
-}
+FREE = {*DEFAULTS, *"source layout grid_size exp_name seed log_dir device save_model capture_video".split()}
 STATES = ("damaged", "foreign", "empty", "not finite", "partial")  # of several the first is named
 
 
@@ -375,10 +356,8 @@ def read_run(folder: Path, name: str) -> Run:
             problems.append(("partial", f"{path.name} {error}"))
         except Exception as error:  # whatever the file is, the report stands
             problems.append(("damaged", f"{path.name} {error}"))
-    run, about = (
-        Run(name, {tag: np.concatenate(c) for tag, c in columns.items()}),
-        texts.get("run/about/text_summary", ""),
-    )
+    run = Run(name, {tag: np.concatenate(tables) for tag, tables in columns.items()})
+    about = texts.get("run/about/text_summary", "")
     try:
         args = json.loads(about.strip("`json\n"))["args"]  # from a fenced block of JSON
         run.algorithm, run.task = printable(args["exp_name"]), task_label(args)
@@ -443,50 +422,41 @@ def interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> list
 
 def summarise(runs: list[Run], measure: str) -> dict[str, Any]:
     """Statistics over the seeds of one algorithm on one task, a row of its table; intervals are [value, low, high]."""
-    final, to_kept, seconds = (values(runs, x) for x in (f"eval/{measure}", "steps_to_kept", "system/wall_time_s"))
-    row = {
-        "task": runs[0].task,
-        "algorithm": runs[0].algorithm,
-        "n": len(runs),
-        f"final {measure}": interval(iqm, final),
-    }
+    final, to_kept = values(runs, f"eval/{measure}"), values(runs, "steps_to_kept")
+    row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs)}
+    row[f"final {measure}"] = interval(iqm, final)
     if measure == "score":
         row |= {"worst kept": values(runs, "kept_score").min(), "solved": np.mean(np.float32(final) >= SOLVED)}
         row |= {f"steps to {KEPT}": interval(median, to_kept), "got there": int(np.isfinite(to_kept).sum())}
-    row |= {"budget": runs[0].args["total_timesteps"], "seconds": interval(median, seconds)}
-    return row | {
-        "steps/s": np.median(values(runs, "charts/SPS")),
-        "peak MB": values(runs, "system/peak_memory_mb").max(),
-    }
+    row |= {"budget": runs[0].args["total_timesteps"], "seconds": interval(median, values(runs, "system/wall_time_s"))}
+    row["steps/s"], row["peak MB"] = median(values(runs, "charts/SPS")), values(runs, "system/peak_memory_mb").max()
+    return row
 
 
 def summarise_transfer(algorithms: dict[str, list[Run]]) -> list[dict[str, Any]]:
     """What each method of transfer.py gained on one task; steps, and area under the curve, are those on the target."""
+    scratch = [runs for runs in algorithms.values() if runs[0].args.get("method") == "scratch"][:1]
     rows, tags = [], {"zero-shot": "eval/zero_shot", "jump start": "transfer/jump_start", "area": "transfer/area"}
-    steps = {x: np.nan_to_num(values(runs, "transfer/steps_to_kept_95"), nan=np.inf) for x, runs in algorithms.items()}
     for name, runs in algorithms.items():
         row = {"task": runs[0].task, "algorithm": name, "n": len(runs)}
         row |= {title: interval(iqm, values(runs, tag)) for title, tag in tags.items()}
-        row[f"target steps to {KEPT}"] = interval(median, steps[name])
-        for other, others in algorithms.items():
-            if others[0].args.get("method") == "scratch":
-                row["area / scratch"] = interval(
-                    ratio_of_means, values(runs, "transfer/area"), values(others, "transfer/area")
-                )
-                row["steps saved"] = interval(steps_saved, steps[name], steps[other])
+        steps = [np.nan_to_num(values(x, "transfer/steps_to_kept_95"), nan=np.inf) for x in (runs, *scratch)]
+        row[f"target steps to {KEPT}"] = interval(median, steps[0])
+        if scratch:
+            row["area / scratch"] = interval(ratio_of_means, *(values(x, tags["area"]) for x in (runs, *scratch)))
+            row["steps saved"] = interval(steps_saved, *steps)
         rows.append(row)
     return sorted(rows, key=lambda row: -row["area"][0])
 
 
 def summarise_tasks(name: str, tasks: list[dict[str, list[Run]]]) -> list[dict[str, Any]]:
     """Statistics over several tasks, each {algorithm: runs}, of the algorithms that have runs on all of them."""
-    algorithms = sorted(set.intersection(*map(set, tasks)))
-    scores, baseline = {x: [values(of[x], "eval/score") for of in tasks] for x in algorithms}, ("dqn", *algorithms)
-    baseline, rows = next(x for x in baseline if x in scores or not scores), []
+    scores = {x: [values(of[x], "eval/score") for of in tasks] for x in sorted(set.intersection(*map(set, tasks)))}
+    rows, baseline = [], "dqn" if "dqn" in scores else min(scores, default="")
     for algorithm, samples in scores.items():
         row = {"task": name, "algorithm": algorithm, "n": sum(map(len, samples)), "IQM": interval(iqm, *samples)}
-        row |= {"optimality gap": interval(optimality_gap, *samples)}
-        row |= {"solved": np.mean(np.float32(np.concatenate(samples)) >= SOLVED)}
+        row["optimality gap"] = interval(optimality_gap, *samples)
+        row["solved"] = np.mean(np.float32(np.concatenate(samples)) >= SOLVED)
         beats = interval(improvement, *samples, *scores[baseline]) if algorithm != baseline else np.nan
         rows.append(row | {f"ends better than {baseline}": beats})
     return sorted(rows, key=lambda row: -row["IQM"][0])
@@ -647,17 +617,14 @@ def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths
         gains = summarise_transfer(moved)
         blocks += [("p", "What transfer gains, on the steps on the target alone:"), ("table", gains)]
         asked += [("area under the target's curve", gains, "area", max)]
-    of = [
-        (numbers[x], f"{x[:50]} (n = {len(algorithms[x])})", algorithms[x]) for x in (row["algorithm"] for row in rows)
-    ]
+    best_first = [(row["algorithm"], algorithms[row["algorithm"]]) for row in rows]
+    of = [(numbers[name], f"{name[:50]} (n = {len(members)})", members) for name, members in best_first]
     lines = [(number, name, *curve(members, f"eval/{measure}")) for number, name, members in of]
     labels = {"xlabel": "environment steps", "xscale": "log", "ylabel": f"eval/{measure}"}  # budgets differ by tens
     figures = [(draw_lines(next(paths), lines, **labels), f"Learning curves of the greedy policy. {BAND}")]
     for name, xlabel, xscale, said in STRIPS if measure == "score" else STRIPS[-2:]:
-        dots = [
-            (number, title, x[~np.isnan(x)]) for number, title, x in ((*row[:2], values(row[2], name)) for row in of)
-        ]
-        if dots := [row for row in dots if len(row[2])]:
+        dots = [(*label, values(members, name)) for *label, members in of]
+        if dots := [(*label, x) for *label, x in dots if not np.isnan(x).any()]:
             figures.append((draw_seeds(next(paths), dots, xlabel=xlabel, xscale=xscale), f"{said} {DOTS}"))
     for tag, (xlabel, ylabel, said) in STUDIES.items():
         lines = [(number, name, *study) for number, name, members in of if (study := studied(members, tag))]
@@ -691,10 +658,8 @@ def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:
     for kind, content in blocks:
         if kind == "table":
             head = [name for name in content[0] if name != "task" or "n" not in content[0]]
-            cells = [
-                [html.escape(text) for text in row]
-                for row in (head, *([show(row[x]) for x in head] for row in content))
-            ]
+            cells = [head, *([show(row[name]) for name in head] for row in content)]
+            cells = [[html.escape(text) for text in row] for row in cells]
             lines = ["".join(f"<td{' class=long' * (len(x) > 50)}>{x}</td>" for x in row) for row in cells]
             page.append(f"<div class=table><table><thead><tr>{lines[0].replace('td>', 'th>')}</thead><tbody>")
             page += [*(f"<tr>{line}</tr>" for line in lines[1:]), "</tbody></table></div>"]
@@ -720,30 +685,22 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
         old.unlink()
     paths = (args.report_dir / f"figure-{number}.svg" for number in itertools.count())
     numbers = {name: number for number, name in enumerate(sorted({run.algorithm for run in chosen}))}
-    by_task = sorted(group(chosen, lambda run: run.task).items())
-    tasks = {task: group(members, lambda run: run.algorithm) for task, members in by_task}
-    sections = [report_task(algorithms, numbers, paths) for algorithms in tasks.values()]
-    scored = {
-        name: tasks[name] for (name, _), (_, _, rows) in zip(by_task, sections, strict=True) if "solved" in rows[0]
-    }
-    families = {"most tasks": [name for name, of in scored.items() if 2 * len(of) >= len(numbers)]}
-    families |= {family: [task_of(flags) for flags in of.values()] for family, of in FAMILIES.items()}
-    over = [
-        report_tasks(family, {name: scored[name] for name in names if name in scored}, numbers, paths)
-        for family, names in families.items()
-    ]
-    advice = [line for _, said, *_ in (*over, *sections) for line in said]
+    tasks = {task: group(of, lambda run: run.algorithm) for task, of in group(chosen, lambda run: run.task).items()}
+    sections = [report_task(tasks[task], numbers, paths) for task in sorted(tasks)]
     summary = [row for _, _, rows in sections for row in rows]
+    scored = {row["task"]: tasks[row["task"]] for row in summary if "solved" in row}
+    families = {"most tasks": [task for task, of in scored.items() if 2 * len(of) >= len(numbers)]}
+    families |= {family: [task_of(flags) for flags in of.values()] for family, of in FAMILIES.items()}
+    for name, members in reversed(families.items()):
+        members = {task: scored[task] for task in members if task in scored}
+        sections.insert(0, (*report_tasks(name, members, numbers, paths), []))
+    titles = ("what counts", "on", "what the intervals say")
+    advice = [dict(zip(titles, line, strict=True)) for _, lines, _ in sections for line in lines]
 
     blocks = [("h1", "Comparison of algorithms")]
     blocks += [("p", f"{len(chosen)} of {len(runs)} runs in {printable(args.log_dir)} are ranked, the rest is listed.")]
-    titles = ("what counts", "on", "what the intervals say")
-    blocks += (
-        [("h2", "Which to choose"), ("table", [dict(zip(titles, line, strict=True)) for line in advice])]
-        if advice
-        else []
-    )
-    blocks += [block for found, *_ in (*over, *sections) for block in found]
+    blocks += [("h2", "Which to choose"), ("table", advice)] if advice else []
+    blocks += [block for found, _, _ in sections for block in found]
     if failures:
         rows = [{"run": name, "what happened": what} for name, what in failures.items()]
         blocks += [("h2", "Runs that failed"), ("table", rows)]
@@ -791,68 +748,66 @@ def missing(args: Args, runs: list[Run]) -> dict[str, list[str]]:
     return jobs
 
 
-def run_here(command: list[str], args: Args, output: Path, children: list[Popen]) -> int:
-    """Run a script of this folder, in a process of its own; returns its exit code."""
-    command = [sys.executable, str(HERE / command[0]), *command[1:], "--log-dir", str(args.log_dir)]
-    with open(output, "wb") as out:
-        # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
-        options = {"env": os.environ | ONE_THREAD, "process_group": 0}
-        children.append(child := Popen(command, stdin=DEVNULL, stdout=out, stderr=STDOUT, **options))
-    return child.wait()
+def run_here(name: str, command: list[str], log_dir: Path, children: list[Popen]) -> tuple[int, dict[str, bytes]]:
+    """Run a script of this folder in a process of its own; returns its exit code, and no file that is not in place."""
+    command = [sys.executable, str(HERE / command[0]), *command[1:], "--log-dir", str(log_dir)]
+    # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
+    options = {"env": os.environ | ONE_THREAD, "process_group": 0, "stdin": DEVNULL, "stderr": STDOUT}
+    with open(log_dir / "output" / f"{name}.txt", "wb") as out:
+        children.append(child := Popen(command, stdout=out, **options))
+    return child.wait(), {}
 
 
-def run_there(command: list[str], scripts: dict[str, bytes]) -> tuple[int, bytes, dict[str, bytes]]:
-    """On a worker, in a folder of its own with the scripts: exit code, output, and the files of the run, by name."""
+def run_there(name: str, command: list[str], scripts: dict[str, bytes]) -> tuple[int, dict[str, bytes]]:
+    """On a worker, in a folder of its own with the scripts: exit code, and the files for the folder of the logs."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in scripts.items():
-            (Path(folder) / name).write_bytes(text)
+        for script, text in scripts.items():
+            (Path(folder) / script).write_bytes(text)
         command, options = [sys.executable, *command, "--log-dir", "."], {"env": os.environ | ONE_THREAD, "cwd": folder}
         done = subprocess.run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **options)
         files = (path for path in Path(folder).glob("*__*/*") if path.is_file())
-        return done.returncode, done.stdout, {str(path.relative_to(folder)): path.read_bytes() for path in files}
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        return done.returncode, files | {f"output/{name}.txt": done.stdout}
 
 
 def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
     """Make the runs, `args.jobs` at once or on the cluster; {name: what happened} of those that failed."""
-    (folder := args.log_dir / "output").mkdir(parents=True, exist_ok=True)
+    (args.log_dir / "output").mkdir(parents=True, exist_ok=True)
     failures, children, executor = {}, [], ThreadPoolExecutor(args.jobs)
     if args.scheduler:
         try:
             import distributed  # here: only a cluster needs it
 
             executor = distributed.Client(args.scheduler).get_executor(pure=False)
-        except ImportError:
-            raise SystemExit("--scheduler needs Dask: pip install distributed") from None
-        except OSError as error:
-            raise SystemExit(f"--scheduler {args.scheduler} does not answer: {printable(error)}") from None
-
-    def submit(name: str, command: list[str]) -> Future:
-        if not args.scheduler:
-            return executor.submit(run_here, command, args, folder / f"{name}.txt", children)
-        return executor.submit(
-            run_there, command, {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py")}
-        )
-
+        except (ImportError, OSError) as error:
+            said = "needs Dask, pip install distributed" if isinstance(error, ImportError) else printable(error)
+            raise SystemExit(f"--scheduler {args.scheduler}: {said}") from None
     with tqdm(total=len(jobs), unit="run", miniters=0, mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
         try:
-            futures = {submit(name, command): name for name, command in jobs.items()}
+            futures = {}
+            for name, command in jobs.items():
+                sources = {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py") if args.scheduler}
+                work = (
+                    (run_there, name, command, sources)
+                    if sources
+                    else (run_here, name, command, args.log_dir, children)
+                )
+                futures[executor.submit(*work)] = name
             for future in as_completed(futures):
-                name = futures[future]
+                name, code, files = futures[future], 0, {}
                 try:
-                    code = future.result()
-                    if args.scheduler:
-                        code, output, files = code
-                        for file, content in ({f"output/{name}.txt": output} | files).items():
-                            (args.log_dir / file).parent.mkdir(exist_ok=True)
-                            (args.log_dir / file).write_bytes(content)
-                    if code:
-                        output = (folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
-                        lines = [line for line in re.findall(r"\w.*\w", output) if "full helptext" not in line]
-                        failures[name] = f"exit code {code}: {printable(lines[-1] if lines else 'no output')}"
-                except Exception as error:  # of a cluster: its workers died, its packages differ
+                    code, files = future.result()
+                except Exception as error:  # of a cluster: it lost its workers, or their packages differ
                     failures[name] = printable(f"{type(error).__name__}: {error}")
-                running = sum(future.running() for future in futures)
-                bar.set_postfix_str(f"{running} running, {len(failures)} failed", refresh=False)
+                for file, content in files.items():
+                    (args.log_dir / file).parent.mkdir(exist_ok=True)
+                    (args.log_dir / file).write_bytes(content)
+                if code:
+                    output = (args.log_dir / "output" / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
+                    lines = [line for line in re.findall(r"\w.*\w", output) if "full helptext" not in line]
+                    failures[name] = f"exit code {code}: {printable(lines[-1] if lines else 'no output')}"
+                running = sum(future.running() for future in futures)  # not known of a cluster
+                bar.set_postfix_str(f"{running} running, " * (running > 0) + f"{len(failures)} failed", refresh=False)
                 bar.update()
         except KeyboardInterrupt:
             executor.shutdown(wait=False, cancel_futures=True)
