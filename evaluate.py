@@ -1,8 +1,9 @@
 """Compare the algorithms: read the runs' TensorBoard logs, rank what the intervals separate, write a report.
 
-Paper: Agarwal et al. (2021), arXiv:2108.13264: interquartile means, with bootstrap intervals over seeds.
-Run:   python evaluate.py --train --seeds 5    trains what is missing in runs/, then writes report/index.html
-       python evaluate.py                      only reads and writes
+Paper: Agarwal et al. (2021), arXiv:2108.13264: interquartile means, optimality gaps, profiles, chances of improvement.
+Run:   python evaluate.py --train                 makes what is missing of the quick suite, writes report/index.html
+       python evaluate.py --train --suite full    the whole comparison: hours; also on a cluster, --scheduler
+       python evaluate.py                         only reads runs/ and writes
 Only the event files count: a run's algorithm, task and seed are what it logged, whatever its folder is called.
 """
 
@@ -512,12 +513,12 @@ medians. Peak MB: the highest. Optimality gap: mean of what is missing to 1. End
 one of the other algorithm on the same task, equal scores counted half."""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison of algorithms</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>:root { color-scheme: light dark }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: auto; padding: 1rem; overflow-wrap: anywhere }
-p { max-width: 45rem } .table { overflow-x: auto; margin: 1rem 0 } figure { margin: 0 } svg { width: 100% }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: auto; padding: 1rem; overflow-wrap: break-word }
+p { max-width: 45rem } figure { margin: 0 } svg { width: 100%; height: auto } div { overflow-x: auto; margin: 1rem 0 }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem }
 table { border-collapse: collapse } table, figcaption { font-size: 0.9rem } th { cursor: pointer }
 th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.6rem; text-align: left; white-space: nowrap }
-td.long { white-space: normal; min-width: 16rem }</style>"""
+.text td { white-space: normal; min-width: 5rem }</style>"""
 SORT = """<script>for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {
   const body = th.closest("table").tBodies[0], sign = th.ariaSort === "ascending" ? -1 : 1
   const value = row => { const text = row.cells[th.cellIndex].textContent, x = parseFloat(text.replaceAll(",", ""))
@@ -652,16 +653,16 @@ def report_tasks(name: str, tasks: dict[str, Any], numbers: dict[str, int], path
 
 
 def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:
-    """Page and Markdown of blocks: h1, h2 or p and a text; table and rows; figures and [(SVG file, caption)]. Texts are
-    escaped here."""
+    """Page and Markdown of blocks: h1, h2 or p, text; table, rows; figures, [(SVG file, caption)]. It escapes texts."""
     page, markdown = [PAGE], []
     for kind, content in blocks:
         if kind == "table":
             head = [name for name in content[0] if name != "task" or "n" not in content[0]]
             cells = [head, *([show(row[name]) for name in head] for row in content)]
             cells = [[html.escape(text) for text in row] for row in cells]
-            lines = ["".join(f"<td{' class=long' * (len(x) > 50)}>{x}</td>" for x in row) for row in cells]
-            page.append(f"<div class=table><table><thead><tr>{lines[0].replace('td>', 'th>')}</thead><tbody>")
+            lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
+            kind = " class=text" * (max(map(len, itertools.chain(*cells))) > 50)  # is wrapped
+            page.append(f"<div><table{kind}><thead><tr>{lines[0].replace('td>', 'th>')}</thead><tbody>")
             page += [*(f"<tr>{line}</tr>" for line in lines[1:]), "</tbody></table></div>"]
             lines = [f"| {' | '.join(map(plain, row))} |" for row in cells]
             markdown.append("\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]))
@@ -810,7 +811,9 @@ def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
                 bar.set_postfix_str(f"{running} running, " * (running > 0) + f"{len(failures)} failed", refresh=False)
                 bar.update()
         except KeyboardInterrupt:
-            executor.shutdown(wait=False, cancel_futures=True)
+            for future in futures:
+                future.cancel()
+            executor.shutdown(wait=False)
             for child in children:
                 child.terminate()
                 child.wait()

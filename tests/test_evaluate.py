@@ -17,6 +17,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_iqm_drops_a_quarter_at_each_end():
 def test_improvement_counts_pairs_task_by_task():
     x, y, z = np.array([0.5, 0.9]), np.array([0.5, 0.6, 0.1]), np.array([1.0, 0.9999999])
     assert evaluate.improvement(x, y) == pytest.approx((4 + 1 / 2) / 6)
-    assert evaluate.improvement(z, z[::-1]) == 0.5  # rounding is no difference
+    assert evaluate.improvement(z[:1], z[1:]) == 0.5  # rounding is no difference
     assert evaluate.improvement(x, z, y, z) == pytest.approx((0.75 + 0.5) / 2)
     assert evaluate.improvement(y, z, x, z) == pytest.approx((0.25 + 0.5) / 2)
 
@@ -305,9 +306,10 @@ def test_every_event_is_read_as_tensorboard_reads_it(tmp_path, monkeypatch, bloc
 
 def test_reading_takes_little_memory(tmp_path):
     writer = SummaryWriter(str(tmp_path))
+    picture = Summary.Value(tag="picture", image=Summary.Image(encoded_image_string=bytes(range(256)) * 8_000))
     for _ in range(8):
-        writer.add_image("picture", np.random.default_rng(0).integers(256, size=(3, 800, 800), dtype=np.uint8))
-    for step in range(5_000):
+        writer.file_writer.add_summary(Summary(value=[picture]))
+    for step in range(500):
         writer.add_scalar("a", step, step)
     writer.close()
     path, scalars = event_file(tmp_path), {}
@@ -316,7 +318,7 @@ def test_reading_takes_little_memory(tmp_path):
     evaluate.read_events(path, scalars, {})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(np.concatenate(scalars["a"])) == 5_000
+    assert len(np.concatenate(scalars["a"])) == 500
     assert peak < 15e6, peak  # not the whole file; a picture has 2 MB
 
 
@@ -462,10 +464,19 @@ def extend(folder, scalars):
     writer.close()
 
 
-def test_tasks_together_transfer_options_and_horizons(tmp_path):
+@pytest.fixture(scope="module")
+def suite_page(tmp_path_factory):
+    """The page of suite_of_runs, a run with a name that would act on the page, and three partial ones."""
+    tmp_path = tmp_path_factory.mktemp("suite")
     suite_of_runs(tmp_path / "logs")
-    _, page, _, _ = report(tmp_path / "logs", tmp_path)
-    parsed = Page(page)
+    write_run(tmp_path / "logs" / "G__x__1__1", exp_name="<script>alert(1)</script>")
+    for name in "c__x__1__1", "a__x__1__1", "b__x__1__1":
+        write_run(tmp_path / "logs" / name, completed=False)
+    return report(tmp_path / "logs", tmp_path)[1]
+
+
+def test_tasks_together_transfer_options_and_horizons(suite_page):
+    page, parsed = suite_page, Page(suite_page)
     tables = {tuple(table[0]): table for table in parsed.tables}
     together = tables["algorithm", "n", "IQM", "optimality gap", "solved", "ends better than dqn"]
     assert [row[0] for row in together[1:]] == ["good", "world", "dqn"]  # bad has no run on key_door
@@ -523,14 +534,9 @@ addEventListener("load", () => {
 
 
 @pytest.mark.parametrize("width", [1200, 500])  # headless Chromium's narrowest window
-def test_the_page_in_a_browser(tmp_path, width):
+def test_the_page_in_a_browser(tmp_path, suite_page, width):
     """Chromium lays the page out and sorts a table; where it is not installed, the page's text is judged alone."""
-    suite_of_runs(tmp_path / "logs", seeds=2)
-    write_run(tmp_path / "logs" / "G__x__1__1", exp_name="<script>alert(1)</script>")
-    for name in "c__x__1__1", "a__x__1__1", "b__x__1__1":
-        write_run(tmp_path / "logs" / name, completed=False)
-    _, page, *_ = report(tmp_path / "logs", tmp_path)
-    parsed = Page(page)
+    page, parsed = suite_page, Page(suite_page)
     assert parsed.elements.count("script") == 1
     assert "<script>alert(1)</script>" in parsed.text
     assert [row[0] for row in parsed.tables[-1]] == ["folder", "a__x__1__1", "b__x__1__1", "c__x__1__1"]
@@ -698,17 +704,17 @@ if seed != "4":  # 4 ends well, but logs nothing
 """
 
 
-class StubCluster:
-    """What evaluate.py uses of Dask: a client whose executor may lose a run."""
+class StubExecutor(ThreadPoolExecutor):
+    """Of a cluster that loses seed 5 with its workers."""
 
-    def __init__(self, address):
-        assert address == "tcp://stub:1"
+    def submit(self, work, name, *rest):
+        lost = name.endswith("__5")
+        return super().submit(lambda: 1 / 0) if lost else super().submit(work, name, *rest)
 
-    def get_executor(self, pure):
-        assert not pure  # equal commands are not one run
-        return ThreadPoolExecutor(2)
 
-    Client = classmethod(lambda cls, address: cls(address))
+def stub_client(address):
+    assert address == "tcp://stub:1"
+    return SimpleNamespace(get_executor=lambda pure: StubExecutor(2))
 
 
 @pytest.mark.parametrize("cluster", [False, True])
@@ -725,7 +731,8 @@ def test_train_runs_what_is_missing_and_survives_a_failure(tmp_path, monkeypatch
     if cluster:
         flags["scheduler"] = "tcp://stub:1"
         (tmp_path / "gridworld.py").touch()
-        monkeypatch.setitem(sys.modules, "distributed", StubCluster)
+        flags["seeds"] = 5
+        monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=stub_client))
     status, page, _, summary = report(logs, tmp_path, **flags)
     assert status == 1
     started = (tmp_path / "started").read_text().splitlines()
@@ -733,6 +740,7 @@ def test_train_runs_what_is_missing_and_survives_a_failure(tmp_path, monkeypatch
     failures = json.loads(summary)["failures"]
     assert failures["fake__empty-5__3"] == "exit code 1: no luck <today"
     assert "without a complete, sound log" in failures["fake__empty-5__4"]
+    assert failures.get("fake__empty-5__5") == ("ZeroDivisionError: division by zero" if cluster else None)
     assert "no luck &lt;today" in page
     assert json.loads(summary)["rows"][0]["n"] == 2
     assert "about to fail" in (logs / "output" / "fake__empty-5__3.txt").read_text()
@@ -770,25 +778,54 @@ def test_every_command_of_the_suites_is_accepted_and_logs_the_task_that_is_looke
             assert name not in evaluate.missing(wanted, [run]), "it would be trained again and again"
 
 
-def test_the_suites_compare_like_with_like():
-    families = evaluate.FAMILIES
-    for suite, steps in ("quick", 10_000), ("full", 15_000):
+def test_the_suites_compare_like_with_like(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "HERE", tmp_path)
+    for script in evaluate.STEPS:
+        (tmp_path / f"{script}.py").touch()
+    for suite, budget in ("quick", 10_000), ("full", 15_000):
         jobs = evaluate.missing(evaluate.Args(suite=suite), [])
         made = {tuple(name.split("__")) for name in jobs}
         for row, task, _ in made:
-            assert (task in families["transfer"]) == row.startswith("transfer-"), (row, task)
-        budget = (
-            {row: jobs[f"{row}__goal-near__1"] for row in ("transfer-scratch", "transfer-fine-tune")}
-            if "transfer" in SCRIPTS
-            else {}
-        )
-        for row, command in budget.items():
-            total = int(command[command.index("--total-timesteps") + 1])
-            assert total == (steps if row == "transfer-scratch" else 2 * steps)  # half of them on the sources
-    assert not {task for _, task, _ in made} & set(families["other"])
-    assert {task for _, task, _ in made if "transfer" in SCRIPTS or task not in families["transfer"]} >= set(
-        families["long-horizon"]
-    )
+            assert (task in evaluate.FAMILIES["transfer"]) == row.startswith("transfer-"), (row, task)
+        for method, steps in ("scratch", budget), ("fine-tune", 2 * budget):  # half of these on the sources
+            command = " ".join(jobs[f"transfer-{method}__goal-near__1"])
+            assert f"--method {method} --seed 1 --total-timesteps {steps} --exp-name transfer-{method}" in command
+    rows, tasks, _ = map(set, zip(*made, strict=True))
+    assert rows == set(evaluate.ROWS)
+    assert tasks == {task for family in evaluate.FAMILIES if family != "other" for task in evaluate.FAMILIES[family]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "missing"),
+    [
+        ({}, "complete", False),
+        ({}, "superseded", False),
+        ({}, "partial", True),
+        ({}, "not finite", True),
+        ({}, "other settings", True),
+        ({"total_timesteps": 10_000}, "complete", True),  # of the quick suite
+        ({"seed": 2}, "complete", True),
+        ({"grid_size": 5}, "complete", True),
+        ({"exp_name": "other"}, "complete", True),
+    ],
+)
+def test_what_counts_as_made(changes, state, missing):
+    args = {"exp_name": "dqn", "seed": 1, "grid_size": 8, "total_timesteps": 30_000} | changes
+    run = evaluate.Run("", {}, args, args["exp_name"], evaluate.task_label(args), state)
+    wanted = evaluate.Args(suite="full", algorithms=("dqn",), tasks=("empty-8",), seeds=1)
+    assert bool(evaluate.missing(wanted, [run])) == missing
+
+
+def test_without_dask_or_scheduler_it_ends_in_one_line(tmp_path, monkeypatch):
+    def client(address):
+        raise OSError(f"Timed out trying to connect to {address} after 30 s")
+
+    for module, said in (None, "needs Dask, pip install distributed"), (SimpleNamespace(Client=client), "Timed out"):
+        monkeypatch.setitem(sys.modules, "distributed", module)
+        args = evaluate.Args(log_dir=tmp_path, train=True, tasks=("empty-5",), seeds=1, scheduler="tcp://none:1")
+        with pytest.raises(SystemExit, match=said) as ended:
+            evaluate.main(args)
+        assert "\n" not in ended.value.code
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -809,3 +846,32 @@ def test_an_interrupt_ends_the_runs(tmp_path, number):
         assert "interrupted" in child.communicate(timeout=30)[1]
     assert child.returncode == 1
     assert sorted(path.name for path in tmp_path.glob("[re]*ed*")) == ["ended1", "ended2"]
+
+
+# (what stands there, a known misreading, the test that must notice); python -m pytest -m mutants
+MUTANTS = [
+    ("below[-1] + 1 if len(below) else 0", "int(np.argmax(np.append(score, 1) >= threshold))", "steps_to_kept"),
+    ("// 4 : x.shape[-1] - x.shape[-1] // 4]", "// 4 :]", "iqm_drops"),
+    ("np.maximum(1 - np.concatenate(samples, axis=-1), 0)", "(1 - np.concatenate(samples, axis=-1))", "rliable"),
+    ("axis=-1) > t).mean", "axis=-1) >= t).mean", "rliable"),
+    ("(1 + np.sign(difference).mean(axis=(-2, -1))) / 2", "(difference > 0).mean(axis=(-2, -1))", "improvement"),
+    ("y[..., None, :], 3)", "y[..., None, :], 9)", "improvement"),
+    ("for x in samples]  # (..., draws, n)", "for x in [np.concatenate(samples, axis=-1)]]", "bootstrap_interval"),
+    ("ordered[..., -1 - int(0.025 * draws)]", "ordered[..., -1 - int(0.25 * draws)]", "rliable"),
+    ("offsets[checksums(data) != stored.copy()", "offsets[stored.copy() != stored.copy()", "flipped_byte"),
+    ("kind=\"stable\"), 1:]", "kind=\"stable\")[::-1], 1:]", "every_event"),
+    ("table[np.argsort(table[:, 0], kind=\"stable\"), 1:]", "table[:, 1:]", "every_event"),
+    ('startswith(("eval/", "losses/"))', 'startswith("eval/")', "unsound_runs"),
+    ('elif at + o + 16 + length > size', 'elif at + o + 16 + length > 2 * size', "cut_file"),
+    ('int("0" + re.search("[0-9]*$", run.folder)[0])', "run.folder", "every_kind_of_fault"),
+    ("if level[1:] else f", "if not level else f", "verdict"),
+    ("+ 1e-3]", "]", "verdict"),
+    ('row.get("solved") == 1 and row', 'row', "overlapping_intervals"),
+    ("[[html.escape(text) for text in row] for row in cells]", "[[text for text in row] for row in cells]", "hostile"),
+    ('in ("complete", "superseded", "other budget")]', 'in STATES or run.state == "complete"]', "counts_as_made"),
+    ("present |= {(*key[:3], None) for key in present}", "steps = None", "counts_as_made"),
+    ("steps //= 2", "pass", "like_with_like"),
+    ("-np.sort(-y, axis=0)", "y", "options_and_horizons"),
+    ('*(values(x, tags["area"]) for x in (runs, *scratch))', '*(values(x, tags["area"]) for x in (*scratch, runs))', "options_and_horizons"),
+    ("set.intersection(*map(set, tasks))", "set.union(*map(set, tasks[:1]))", "options_and_horizons"),
+]  # fmt: skip

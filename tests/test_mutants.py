@@ -12,7 +12,7 @@ import sys
 import pytest
 from conftest import ROOT, SCRIPTS
 
-MUTANTS = [(name, *row) for name in SCRIPTS for row in importlib.import_module(f"test_{name}").MUTANTS]
+MUTANTS = [(name, *row) for name in (*SCRIPTS, "evaluate") for row in importlib.import_module(f"test_{name}").MUTANTS]
 
 
 @pytest.mark.mutants
