@@ -126,6 +126,11 @@ def steps_to_kept(steps: np.ndarray, score: np.ndarray, threshold: float = KEPT)
 # Statistics of samples (..., n), the runs of one algorithm on one task in each; pooled over the tasks they are (...).
 
 
+def score_area(steps: np.ndarray, score: np.ndarray) -> float:
+    """Area under the curve over its width, the mean score from the first evaluation to the last; NaN if T < 2."""
+    return float(np.trapezoid(score, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else np.nan
+
+
 def median(*samples: np.ndarray) -> np.ndarray:
     return np.median(np.concatenate(samples, axis=-1), axis=-1)
 
@@ -137,8 +142,7 @@ def iqm(*samples: np.ndarray) -> np.ndarray:
 
 
 def steps_saved(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # both never
-        return median(y) - median(x)
+    return median(y) - median(x)
 
 
 def ratio_of_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -163,6 +167,7 @@ def improvement(*samples: np.ndarray) -> np.ndarray:
     return np.mean([(1 + np.sign(difference).mean(axis=(-2, -1))) / 2 for difference in differences], axis=0)
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # never minus never, a ratio to nothing
 def bootstrap_interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray, draws: int = 2_000) -> np.ndarray:
     """A statistic of the samples and its 95 % percentile bootstrap interval: (3, ...), value, low, high.
 
@@ -206,6 +211,7 @@ class Run:
         row = {name: getattr(self, name) for name in ("folder", "algorithm", "task", "state", "reason")}
         steps, score = self.scalars.get("eval/score", np.empty((0, 2))).T
         row |= {"kept_score": kept_score(score), "steps_to_kept": steps_to_kept(steps, score)}
+        row["score_area"] = score_area(steps, score)
         row |= {"seed": self.args.get("seed"), "steps": int(max((x[-1, 0] for x in self.scalars.values()), default=0))}
         for tag in "eval/score", "eval/return", "charts/SPS", "system/wall_time_s", "system/peak_memory_mb":
             row[tag] = float(self.scalars[tag][-1, 1]) if tag in self.scalars else np.nan
@@ -370,7 +376,7 @@ def read_run(folder: Path, name: str) -> Run:
         problems.append(("foreign" if about or columns else "empty", "no run/about of a script of this project"))
     for tag, scalars in run.scalars.items():
         bad = scalars[~np.isfinite(scalars[:, 1]), 0]  # (K,) steps
-        if tag.startswith(("eval/", "losses/")) and len(bad):
+        if tag.startswith(("eval/", "losses/", "system/", "transfer/", "options/", "horizon/")) and len(bad):
             problems.append(("not finite", f"{tag} is NaN or infinite at step {bad[0]:.0f}"))
     if problems:
         run.state = min((state for state, _ in problems), key=STATES.index)
@@ -427,7 +433,8 @@ def summarise(runs: list[Run], measure: str) -> dict[str, Any]:
     row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs)}
     row[f"final {measure}"] = interval(iqm, final)
     if measure == "score":
-        row |= {"worst kept": values(runs, "kept_score").min(), "solved": np.mean(np.float32(final) >= SOLVED)}
+        row |= {"spread": np.std(final), "solved": np.mean(np.float32(final) >= SOLVED)}
+        row |= {"worst kept": values(runs, "kept_score").min(), "area": interval(iqm, values(runs, "score_area"))}
         row |= {f"steps to {KEPT}": interval(median, to_kept), "got there": int(np.isfinite(to_kept).sum())}
     row |= {"budget": runs[0].args["total_timesteps"], "seconds": interval(median, values(runs, "system/wall_time_s"))}
     row["steps/s"], row["peak MB"] = median(values(runs, "charts/SPS")), values(runs, "system/peak_memory_mb").max()
@@ -506,11 +513,12 @@ STUDIES |= {"horizon/score": ("planning horizon", "score", "Horizon study: plann
 BAND = "Interquartile mean over n seeds; band: its 95 % interval."
 DEFINITIONS = f"""Score: 0 is the random policy, 1 the exact optimum. n: seeds. In brackets: 95 % percentile bootstrap
 interval over seeds; of normal samples it holds the true value in 89 % of cases with 5 seeds, in 93 % with 10. Ahead:
-the intervals do not overlap. Final: interquartile mean (IQM) of the last score of the greedy policy. Worst kept: lowest
-score of the worst seed in the last fifth of its evaluations. Solved: share of seeds that end at {SOLVED} or more. Steps
-to {KEPT}: after these it was never lower, median. Got there: seeds that did. Budget: steps of a run. Seconds, steps/s:
-medians. Peak MB: the highest. Optimality gap: mean of what is missing to 1. Ends better: chance that a run ends above
-one of the other algorithm on the same task, equal scores counted half."""
+the intervals do not overlap. Final: interquartile mean (IQM) of the last score of the greedy policy. Spread: its
+standard deviation. Solved: share of seeds that end at {SOLVED} or more. Worst kept: lowest score of the worst seed in
+the last fifth of its evaluations. Area: mean score over the run, IQM. Steps to {KEPT}: after these it was never lower,
+median. Got there: seeds that did. Budget: steps of a run. Seconds, steps/s: medians. Peak MB: the highest. Optimality
+gap: mean of what is missing to 1. Ends better: chance that a run ends above one of the other algorithm on the same
+task, equal scores counted half."""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison of algorithms</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>:root { color-scheme: light dark }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: auto; padding: 1rem; overflow-wrap: break-word }
@@ -591,7 +599,7 @@ def curve(runs: list[Run], tag: str) -> tuple[np.ndarray, np.ndarray]:
 
 def studied(runs: list[Run], tag: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Of tags TAG_1, TAG_5 ...: the numbers (T,), and of the last values there the IQM and its interval (3, T)."""
-    x = sorted(int(name[len(tag) + 1 :]) for name in runs[0].scalars if re.fullmatch(rf"{tag}_\d+", name))
+    x = sorted(int(name[len(tag) + 1 :]) for name in runs[0].scalars if re.fullmatch(rf"{tag}_\d{{1,4}}", name))
     y = np.stack([values(runs, f"{tag}_{i}") for i in x]) if x else None  # (T, n)
     if x and tag.startswith("options/"):  # which number an option has is chance
         x, y = range(1, len(x) + 1), -np.sort(-y, axis=0)
@@ -833,7 +841,7 @@ def main(args: Args) -> int:
         print(f"--log-dir {args.log_dir} holds no run; python evaluate.py --train makes some", file=sys.stderr)
         return 2
     for row in write_report(args, runs, chosen, failures):
-        said = (f"{name} {show(row[name])}" for name in list(row)[2:7])
+        said = (f"{name} {show(x)}" for name, x in row.items() if name.startswith(("n", "final", "solved", "steps to")))
         print(f"{row['task']:<18} {row['algorithm']:<15}", *said, sep="  ")
     for name, what in failures.items():
         print(f"failed: {name}, {what}", file=sys.stderr)

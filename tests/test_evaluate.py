@@ -103,6 +103,11 @@ def test_steps_to_kept_of_no_evaluation():
     assert evaluate.steps_to_kept(np.empty(0), np.empty(0)) == np.inf
 
 
+def test_score_area():
+    assert evaluate.score_area(np.array([100, 200, 400]), np.array([0, 1, 0.5])) == pytest.approx((50 + 150) / 300)
+    assert np.isnan(evaluate.score_area(np.array([100]), np.array([1.0])))
+
+
 def test_iqm_drops_a_quarter_at_each_end():
     def iqm(*samples):
         return evaluate.iqm(*(np.array(x, float) for x in samples)).tolist()
@@ -861,7 +866,7 @@ MUTANTS = [
     ("offsets[checksums(data) != stored.copy()", "offsets[stored.copy() != stored.copy()", "flipped_byte"),
     ("kind=\"stable\"), 1:]", "kind=\"stable\")[::-1], 1:]", "every_event"),
     ("table[np.argsort(table[:, 0], kind=\"stable\"), 1:]", "table[:, 1:]", "every_event"),
-    ('startswith(("eval/", "losses/"))', 'startswith("eval/")', "unsound_runs"),
+    ('"losses/", "system/"', '"system/"', "unsound_runs"),
     ('elif at + o + 16 + length > size', 'elif at + o + 16 + length > 2 * size', "cut_file"),
     ('int("0" + re.search("[0-9]*$", run.folder)[0])', "run.folder", "every_kind_of_fault"),
     ("if level[1:] else f", "if not level else f", "verdict"),
