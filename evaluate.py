@@ -218,16 +218,13 @@ class Run:
         return row
 
 
-def crc_table(rows: int) -> np.ndarray:
-    """table[n, b]: what a byte b changes in a CRC-32C that takes in n more bytes after it: (rows, 256) uint32."""
-    table = [np.array(CRC_TABLE, np.uint32)]
-    while len(table) < rows:
-        table.append(table[0][table[-1] & 255] ^ (table[-1] >> 8))
-    return np.stack(table)
-
-
 PIECE, BLOCK = 1024, 2**20  # bytes that a checksum takes in at once; bytes of a file in memory at once
-AFTER = crc_table(2 * PIECE).ravel()
+AFTER = [
+    np.array(CRC_TABLE, np.uint32)
+]  # [n][b]: what a byte b changes in a CRC-32C that takes in n more bytes after it
+while len(AFTER) < 2 * PIECE:
+    AFTER.append(AFTER[0][AFTER[-1] & 255] ^ (AFTER[-1] >> 8))
+AFTER = np.concatenate(AFTER)  # at 256 n + b
 
 
 def checksums(rows: np.ndarray) -> np.ndarray:
@@ -503,6 +500,7 @@ DOTS = "Dots: n seeds; bar: 95 % interval of their median."
 STRIPS = [("steps_to_kept", f"steps to a kept {KEPT}", "log", "Sample efficiency: steps after which the score stays.")]
 STRIPS += [("eval/score", "final score", "linear", "Final performance: score of the last evaluation.")]
 STRIPS += [("kept_score", "lowest late score", "linear", "Worst seeds: the lowest score in the last fifth of a run.")]
+STRIPS += [("eval/length", "steps", "linear", "Steps to the goal: mean length of the last evaluation's episodes.")]
 STRIPS += [("transfer/area", "mean score on the target", "linear", "Transfer: area under the target's curve.")]
 STRIPS += [("options/greedy_length", "steps", "log", "Options: how long one is followed.")]
 STRIPS += [("system/wall_time_s", "seconds", "log", "Cost: time of a run.")]
@@ -698,11 +696,13 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
     sections = [report_task(tasks[task], numbers, paths) for task in sorted(tasks)]
     summary = [row for _, _, rows in sections for row in rows]
     scored = {row["task"]: tasks[row["task"]] for row in summary if "solved" in row}
-    families = {"most tasks": [task for task, of in scored.items() if 2 * len(of) >= len(numbers)]}
-    families |= {family: [task_of(flags) for flags in of.values()] for family, of in FAMILIES.items()}
-    for name, members in reversed(families.items()):
-        members = {task: scored[task] for task in members if task in scored}
-        sections.insert(0, (*report_tasks(name, members, numbers, paths), []))
+    groups = {
+        name: sorted({*map(task_of, FAMILIES[name].values())} & {*scored}) for name in FAMILIES if name != "other"
+    }
+    most = sorted(task for task, algorithms in scored.items() if 2 * len(algorithms) >= len(numbers))
+    groups |= {"most tasks": most} if most not in groups.values() else {}
+    for name, members in groups.items():
+        sections.insert(0, (*report_tasks(name, {task: scored[task] for task in members}, numbers, paths), []))
     titles = ("what counts", "on", "what the intervals say")
     advice = [dict(zip(titles, line, strict=True)) for _, lines, _ in sections for line in lines]
 
