@@ -72,6 +72,8 @@ class Args(gridworld.EnvArgs):
     """Environments stepped side by side."""
     learning_rate: float = 1e-3
     """Step size of Adam."""
+    anneal_lr: bool = True
+    """Let the step size fall to 0 over the run, linearly."""
     gamma: float = 0.95
     """Discount per step."""
     buffer_size: int = 200_000
@@ -416,6 +418,8 @@ def train(args: Args) -> QNetwork:
             run.record(step, reward, ended)
 
             # Learn from replayed transitions, eq. (2).
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = linear_schedule(args.learning_rate, 0, args.total_timesteps, step)
             for _ in range(times_due(step, args.train_frequency, args.num_envs) if step > args.learning_starts else 0):
                 b_obs, b_action, b_reward, b_next_obs, b_terminated = (
                     column.to(args.device) for column in buffer.sample(args.batch_size, rng)

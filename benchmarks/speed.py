@@ -18,12 +18,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 import dyna_q  # noqa: E402
 import evaluate  # noqa: E402
 import gridworld  # noqa: E402
+import per_aux_dqn  # noqa: E402
 
 
 def in_turns(work: dict[str, Callable[[], None]], rounds: int = 7) -> dict[str, float]:
@@ -87,10 +89,39 @@ def reading() -> dict[str, float]:
         return {name: 120_000 / seconds for name, seconds in in_turns(work, rounds=5).items()}
 
 
+def prioritized_replay(stored: int) -> dict[str, float]:
+    """Times per second: 128 of `stored` transitions drawn and their priorities set anew, against a gradient step."""
+    torch.set_num_threads(1)
+    rng, network = np.random.default_rng(1), per_aux_dqn.QNetwork(64, 4)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    buffer = per_aux_dqn.ReplayBuffer(stored, 64, prioritized=True)
+    buffer.added = stored
+    buffer.update(np.arange(stored), rng.random(stored))
+    obs, action, y = torch.rand(128, 64), torch.randint(4, (128,)), torch.rand(128)
+
+    def replay() -> None:
+        for _ in range(500):
+            rows = buffer.sample(128, 0.4, rng)[0]
+            buffer.update(rows, per_aux_dqn.priority(rng.random(128), 0.6, 0.05))
+
+    def gradient_step() -> None:
+        for _ in range(500):
+            loss = per_aux_dqn.td_loss(per_aux_dqn.td_error(network(obs), action, y), torch.ones(128))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return {name: 500 / seconds for name, seconds in in_turns({"replay": replay, "step": gradient_step}).items()}
+
+
 if __name__ == "__main__":
     planning, read = dyna_q_planning(), reading()
     rows = [("dyna_q.py: planning updates/s", planning["lists"], "a dict of arrays", planning["arrays"])]
     rows += [("evaluate.py: scalars read/s", read["records"], "EventAccumulator", read["accumulator"])]
+    for stored in 10_000, 1_000_000:
+        rate = prioritized_replay(stored)
+        what = f"per_aux_dqn.py: batches of 128 from {stored:,} by priority/s"
+        rows.append((what, rate["replay"], "gradient steps", rate["step"]))
     with open(ROOT / "results" / "speed.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("what", "here", "beside", "there", "ratio")])
         for what, here, beside, there in rows:

@@ -14,7 +14,7 @@ OFF = {"prioritized": False, "auxiliary": False, "augmentation": "none"}
 
 
 def test_with_all_off_it_is_dqn_to_the_weight(short_args):
-    theirs = dqn.train(short_args("dqn", max_episode_steps=30)).state_dict().values()
+    theirs = dqn.train(short_args("dqn", max_episode_steps=30, learning_rate=5e-4)).state_dict().values()
     ours = per_aux_dqn.train(short_args("per_aux_dqn", max_episode_steps=30, **OFF)).state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(theirs, itertools.islice(ours, 6), strict=True))
 
@@ -37,8 +37,8 @@ def test_target_bootstraps_through_the_time_limit_but_not_through_termination():
 
 def test_priority_is_a_power_of_the_size_of_the_error():
     assert per_aux_dqn.priority(np.array([-4.0, 4.0, 0.0]), 0.5, epsilon=0.0).tolist() == [2.0, 2.0, 0.0]
-    assert per_aux_dqn.priority(np.array([0.0]), 1.0)[0] > 0  # what is well predicted is still replayed
-    assert per_aux_dqn.priority(np.array([3.0, 7.0]), 0.0).tolist() == [1.0, 1.0]
+    assert per_aux_dqn.priority(np.array([0.0]), 1.0, 0.1)[0] == 0.1  # what is well predicted is still replayed
+    assert per_aux_dqn.priority(np.array([3.0, 7.0]), 0.0, 0.1).tolist() == [1.0, 1.0]
 
 
 def test_importance_weights_by_hand():
@@ -234,7 +234,7 @@ def blind_cliffwalk(n: int, alpha: float | None, seed: int) -> int:
         error = reward + (0.0 if next_s is None else gamma * q[next_s].max()) - q[s, action]
         q[s, action] += 0.25 * error
         if alpha is not None:
-            tree.set(np.array([row]), per_aux_dqn.priority(np.array([error]), alpha))
+            tree.set(np.array([row]), per_aux_dqn.priority(np.array([error]), alpha, 1e-3))
         if updates % 10 == 0 and np.square(q - true).mean() < 1e-3:
             return updates
     raise AssertionError
