@@ -478,8 +478,8 @@ def show(x: Any) -> str:
 
 def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:
     """What the intervals of row[name] carry: one algorithm apart from the others, by more than 0.001, or no winner."""
-    single = ", ".join(row["algorithm"] for row in rows if row["n"] < 2)
-    rows = [row for row in rows if row["n"] > 1]
+    single = ", ".join(row["algorithm"] for row in rows if np.isnan(row[name][1]))
+    rows = [row for row in rows if not np.isnan(row[name][1])]
     said = "nothing can be said; a comparison takes two algorithms with two seeds each."
     if len(rows) > 1:
         best = best_of(rows, key=lambda row: row[name][0])
@@ -700,9 +700,9 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
         name: sorted({*map(task_of, FAMILIES[name].values())} & {*scored}) for name in FAMILIES if name != "other"
     }
     most = sorted(task for task, algorithms in scored.items() if 2 * len(algorithms) >= len(numbers))
-    groups |= {"most tasks": most} if most not in groups.values() else {}
-    for name, members in groups.items():
-        sections.insert(0, (*report_tasks(name, {task: scored[task] for task in members}, numbers, paths), []))
+    groups = groups if most in groups.values() else {"most tasks": most} | groups
+    over = [report_tasks(name, {task: scored[task] for task in of}, numbers, paths) for name, of in groups.items()]
+    sections = [*((blocks, lines, []) for blocks, lines in over), *sections]
     titles = ("what counts", "on", "what the intervals say")
     advice = [dict(zip(titles, line, strict=True)) for _, lines, _ in sections for line in lines]
 

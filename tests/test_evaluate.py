@@ -221,7 +221,7 @@ def test_verdict_on_steps_and_on_single_seeds():
     assert evaluate.verdict([row("a", 3, 200, 100, 300), never], "x", min).startswith("a 200 (100 to 300) is ahead")
     assert "no clear winner" in evaluate.verdict([row("a", 3, 200, 100, np.inf), never], "x", min)
     assert "no clear winner" in evaluate.verdict([row("a", 3, np.inf, np.inf, np.inf), never], "x", min)
-    one = row("c", 1, 50, np.nan, np.nan)
+    one = row("c", 2, 50, np.nan, np.nan)  # of two tasks with a seed each
     assert "nothing can be said" in evaluate.verdict([never, one], "x", min)
     said = evaluate.verdict([row("a", 3, 200, 100, 300), never, one], "x", min)
     assert "a 200 (100 to 300) is ahead" in said
