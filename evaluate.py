@@ -123,12 +123,12 @@ def steps_to_kept(steps: np.ndarray, score: np.ndarray, threshold: float = KEPT)
     return float(steps[first]) if first < len(steps) else np.inf
 
 
-# Statistics of samples (..., n), the runs of one algorithm on one task in each; pooled over the tasks they are (...).
-
-
 def score_area(steps: np.ndarray, score: np.ndarray) -> float:
     """Area under the curve over its width, the mean score from the first evaluation to the last; NaN if T < 2."""
     return float(np.trapezoid(score, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else np.nan
+
+
+# Statistics of samples (..., n), the runs of one algorithm on one task in each; pooled over the tasks they are (...).
 
 
 def median(*samples: np.ndarray) -> np.ndarray:

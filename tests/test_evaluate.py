@@ -524,6 +524,23 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert all("(n = " in figure for figure in parsed.figures)
 
 
+def test_studied_tags_are_ordered_by_their_number_and_options_by_their_use():
+    def run(**last):
+        return evaluate.Run("", {tag.replace("__", "/"): np.array([[5, -1.0], [9, x]]) for tag, x in last.items()})
+
+    x, y = evaluate.studied([run(horizon__score_10=0.3, horizon__score_3=0.2, horizon__score_1=0.1)], "horizon/score")
+    assert x.tolist() == [1, 3, 10]
+    assert y[0].tolist() == [0.1, 0.2, 0.3]
+    runs = [
+        run(options__greedy_usage_0=0.7, options__greedy_usage_1=0.3),
+        run(options__greedy_usage_0=0.2, options__greedy_usage_1=0.8),
+    ]
+    x, y = evaluate.studied(runs, "options/greedy_usage")
+    assert x.tolist() == [1, 2]
+    assert y[0] == pytest.approx([0.75, 0.25])  # of the one used most, whichever it was
+    assert evaluate.studied(runs, "horizon/score") is None
+
+
 DRIVER = """<script>
 addEventListener("load", () => {
   const seen = [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect())
@@ -867,16 +884,16 @@ MUTANTS = [
     ("kind=\"stable\"), 1:]", "kind=\"stable\")[::-1], 1:]", "every_event"),
     ("table[np.argsort(table[:, 0], kind=\"stable\"), 1:]", "table[:, 1:]", "every_event"),
     ('"losses/", "system/"', '"system/"', "unsound_runs"),
-    ('elif at + o + 16 + length > size', 'elif at + o + 16 + length > 2 * size', "cut_file"),
+    ('EOFError(f"ends inside', 'ValueError(f"ends inside', "cut_file"),
     ('int("0" + re.search("[0-9]*$", run.folder)[0])', "run.folder", "every_kind_of_fault"),
     ("if level[1:] else f", "if not level else f", "verdict"),
     ("+ 1e-3]", "]", "verdict"),
-    ('row.get("solved") == 1 and row', 'row', "overlapping_intervals"),
+    ('[row for row in rows if row.get("solved") == 1 and row["worst kept"] >= KEPT]', "rows", "overlapping_intervals"),
     ("[[html.escape(text) for text in row] for row in cells]", "[[text for text in row] for row in cells]", "hostile"),
     ('in ("complete", "superseded", "other budget")]', 'in STATES or run.state == "complete"]', "counts_as_made"),
-    ("present |= {(*key[:3], None) for key in present}", "steps = None", "counts_as_made"),
+    ("(row, label, seed, steps) not in present", "(row, label, seed, None) not in present", "counts_as_made"),
     ("steps //= 2", "pass", "like_with_like"),
-    ("-np.sort(-y, axis=0)", "y", "options_and_horizons"),
+    ("-np.sort(-y, axis=0)", "y", "studied"),
     ('*(values(x, tags["area"]) for x in (runs, *scratch))', '*(values(x, tags["area"]) for x in (*scratch, runs))', "options_and_horizons"),
     ("set.intersection(*map(set, tasks))", "set.union(*map(set, tasks[:1]))", "options_and_horizons"),
 ]  # fmt: skip
