@@ -47,7 +47,7 @@ class Args(gridworld.EnvArgs):
     """Name of the algorithm in run folders and reports."""
     seed: int = 1
     """Seed of the environments, the network and the exploration; the same seed gives the same run."""
-    total_timesteps: int = 60_000
+    total_timesteps: int = 90_000
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""

@@ -65,7 +65,7 @@ class Args(gridworld.EnvArgs):
     """Environments stepped side by side."""
     learning_rate: float = 5e-4
     """Step size of Adam."""
-    anneal_lr: bool = False
+    anneal_lr: bool = True
     """Let the step size fall to 0 over the run, linearly."""
     gamma: float = 0.95
     """Discount per step."""

@@ -272,7 +272,7 @@ def flip_bits(args, monkeypatch, n, cycles, **flags):
         "env_id": register(n), "grid_size": None, "num_envs": 16, "total_timesteps": cycles * 16 * n,
         "train_frequency": 16 * n // 40, "target_network_frequency": 16 * n, "batch_size": 128, "gamma": 0.98,
         "start_e": 0.2, "end_e": 0.2, "buffer_size": 1_000_000, "learning_starts": 16 * n, "eval_episodes": 100,
-        "eval_every": 50 * 16 * n,
+        "eval_every": 50 * 16 * n, "anneal_lr": False,
     }  # fmt: skip
     before, target = set(args.log_dir.glob("*")), her.td_target
     with monkeypatch.context() as patch:
