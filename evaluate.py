@@ -558,9 +558,11 @@ def draw_lines(path: Path, lines: list[tuple[int, str, np.ndarray, np.ndarray]],
             colour, dashes = COLOURS[number % 6], ("-", "--", ":", "-.")[number // 6 % 4]
             axes.plot(x, value, dashes, color=colour, label=name, marker="." if len(x) < 10 else "")
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        for y, name in ((1, "optimal"), (0, "random")) if labels["ylabel"] == "eval/score" else ():
+        for y, name, side in (
+            ((1, "optimal", "top"), (0, "random", "bottom")) if labels["ylabel"] == "eval/score" else ()
+        ):
             axes.axhline(y, color=INK, linewidth=0.8, linestyle=":")
-            axes.annotate(name, (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+            axes.annotate(name, (1, y), xycoords=("axes fraction", "data"), ha="right", va=side, fontsize=9)
     return path
 
 
@@ -696,9 +698,8 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
     sections = [report_task(tasks[task], numbers, paths) for task in sorted(tasks)]
     summary = [row for _, _, rows in sections for row in rows]
     scored = {row["task"]: tasks[row["task"]] for row in summary if "solved" in row}
-    groups = {
-        name: sorted({*map(task_of, FAMILIES[name].values())} & {*scored}) for name in FAMILIES if name != "other"
-    }
+    families = {name: set(map(task_of, of.values())) for name, of in FAMILIES.items() if name != "other"}
+    groups = {name: sorted(of & set(scored)) for name, of in families.items()}
     most = sorted(task for task, algorithms in scored.items() if 2 * len(algorithms) >= len(numbers))
     groups = groups if most in groups.values() else {"most tasks": most} | groups
     over = [report_tasks(name, {task: scored[task] for task in of}, numbers, paths) for name, of in groups.items()]
