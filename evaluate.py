@@ -55,10 +55,10 @@ FAMILIES = {
 TASKS = {name: flags for family in FAMILIES.values() for name, flags in family.items()}
 STEPS = {"dqn": (10_000, 30_000), "dyna_q": (5_000, 20_000), "model_based": (1_500, 4_000)}
 STEPS |= {"world_model": (1_000, 2_000), "per_aux_dqn": (12_000, 30_000), "transfer": (20_000, 30_000)}
-STEPS |= {"curriculum": (15_000, 30_000), "options_critic": (100_000, 200_000), "feudal": (100_000, 250_000)}
+STEPS |= {"curriculum": (15_000, 20_000), "options_critic": (100_000, 200_000), "feudal": (100_000, 250_000)}
 STEPS |= {"her": (30_000, 90_000)}
 PARTS = {"no-per": "--no-prioritized", "no-auxiliary": "--no-auxiliary", "no-augmentation": "--augmentation none"}
-METHODS = ("scratch", "fine-tune", "frozen", "progressive", "reptile")  # on the tasks of family transfer, alone
+METHODS = ("scratch", "fine-tune", "frozen", "progressive", "uvfa", "reptile")  # on the tasks of family transfer, alone
 ROWS = dict.fromkeys(STEPS, "") | {f"per_aux_dqn-{name}": flags for name, flags in PARTS.items()}
 ROWS |= {"per_aux_dqn-nothing": " ".join(PARTS.values())} | {f"transfer-{name}": f"--method {name}" for name in METHODS}
 SUITES = {
@@ -751,7 +751,9 @@ def missing(args: Args, runs: list[Run]) -> dict[str, list[str]]:
         if row == "transfer-scratch":
             steps //= 2  # as many as the others have on the target
         label = task_of(TASKS[task])
-        if row.startswith("transfer-") == (task in FAMILIES["transfer"]) and (row, label, seed, steps) not in present:
+        suits = row.startswith("transfer-") == (task in FAMILIES["transfer"])
+        suits &= (row, task) != ("transfer-uvfa", "map-changed")  # its input is a goal, not a map
+        if suits and (row, label, seed, steps) not in present:
             command = [f"{script}.py", *TASKS[task].split(), *ROWS.get(row, "").split(), "--seed", str(seed)]
             budget = ["--total-timesteps", str(steps)] if steps else []
             jobs[f"{row}__{task}__{seed}"] = [*command, *budget, "--exp-name", row]
