@@ -96,13 +96,13 @@ class Args(gridworld.EnvArgs):
     """Exponent of the importance weights at the first step; it rises to 1 at the last, linearly."""
     auxiliary: bool = True
     """Also learn to predict the reward and the next observation, with heads on the trunk of Q."""
-    reward_weight: float = 0.01
+    reward_weight: float = 0.002
     """Weight of the loss of the reward's prediction."""
-    next_obs_weight: float = 0.01
+    next_obs_weight: float = 0.002
     """Weight of the loss of the next observation's prediction."""
     augmentation: Literal["none", "noise", "dropout", "scaling"] = "scaling"
     """What is done to replayed observations: Gaussian noise is added, features are set to 0, the scale is changed."""
-    strength: float = 0.2
+    strength: float = 0.1
     """Of it: standard deviation of the noise, chance that a feature is dropped, scales from 1 - this to 1 + this."""
 
     def __post_init__(self) -> None:
