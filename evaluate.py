@@ -1,39 +1,70 @@
 """Compare the algorithms: read the runs' TensorBoard logs, rank what the intervals separate, write a report.
 
-Paper: Agarwal et al. (2021), arXiv:2108.13264: interquartile means, with bootstrap intervals over seeds.
-Run:   python evaluate.py --train --seeds 5    trains what is missing in runs/, then writes report/index.html
-       python evaluate.py                      only reads and writes
+Paper: Agarwal et al. (2021), arXiv:2108.13264: interquartile means, optimality gaps, profiles, chances of improvement.
+Run:   python evaluate.py --train                 makes what is missing of the quick suite, writes report/index.html
+       python evaluate.py --train --suite full    the whole comparison: hours; also on a cluster, --scheduler
+       python evaluate.py                         only reads runs/ and writes
 Only the event files count: a run's algorithm, task and seed are what it logged, whatever its folder is called.
 """
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import html
+import itertools
 import json
 import os
 import re
 import signal
+import struct
+import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from subprocess import DEVNULL, Popen
-from typing import Any
+from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from typing import Any, Literal
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 import tyro
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import CRC_TABLE, masked_crc32c
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-ALGORITHMS = ("dqn", "dyna_q", "model_based", "world_model", "per_aux_dqn")
-ALGORITHMS += ("transfer", "curriculum", "options_critic", "feudal", "her")
-TASKS = {"empty-5": "--grid-size 5", "empty-8": "--grid-size 8", "empty-16": "--grid-size 16"}
-TASKS |= {"four_rooms-13": "--layout four_rooms --grid-size 13", "key_door-8": "--layout key_door --grid-size 8"}
-TASKS |= {"maze-11": "--layout maze --grid-size 11"}
 SOLVED, KEPT = 0.99, 0.95  # a final score that counts as solved; a score to be reached and kept
+
+# The suite: tasks in families (the last in no suite); scripts with their steps in quick and full; variants of scripts.
+FAMILIES = {
+    "simple": {"empty-5": "--grid-size 5", "empty-8": "--grid-size 8"},
+    "complex": {"four_rooms-13": "--layout four_rooms --grid-size 13", "key_door-8": "--layout key_door --grid-size 8"},
+    "transfer": {
+        "goal-near": "--layout four_rooms --grid-size 13 --source near",
+        "goal-far": "--layout four_rooms --grid-size 13 --source far",
+        "map-changed": "--layout maze --grid-size 11 --source maps",
+    },
+    "long-horizon": {"maze-15": "--layout maze --grid-size 15", "maze-21": "--layout maze --grid-size 21"},
+    "other": {"empty-16": "--grid-size 16", "maze-11": "--layout maze --grid-size 11"},
+}
+TASKS = {name: flags for family in FAMILIES.values() for name, flags in family.items()}
+STEPS = {"dqn": (10_000, 30_000), "dyna_q": (5_000, 20_000), "model_based": (1_500, 4_000)}
+STEPS |= {"world_model": (1_000, 2_000), "per_aux_dqn": (12_000, 30_000), "transfer": (20_000, 30_000)}
+STEPS |= {"curriculum": (15_000, 20_000), "options_critic": (100_000, 200_000), "feudal": (100_000, 250_000)}
+STEPS |= {"her": (30_000, 90_000)}
+PARTS = {"no-per": "--no-prioritized", "no-auxiliary": "--no-auxiliary", "no-augmentation": "--augmentation none"}
+METHODS = ("scratch", "fine-tune", "frozen", "progressive", "uvfa", "reptile")  # on the tasks of family transfer, alone
+ROWS = dict.fromkeys(STEPS, "") | {f"per_aux_dqn-{name}": flags for name, flags in PARTS.items()}
+ROWS |= {"per_aux_dqn-nothing": " ".join(PARTS.values())} | {f"transfer-{name}": f"--method {name}" for name in METHODS}
+SUITES = {
+    "quick": (("empty-5", "empty-8", "goal-near"), (*STEPS, "transfer-scratch", "transfer-fine-tune"), 3),
+    "full": (tuple(task for task in TASKS if task not in FAMILIES["other"]), tuple(ROWS), 10),
+}  # tasks, rows, seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,28 +76,35 @@ class Args:
     report_dir: Path = Path("report")
     """Folder for index.html, report.md with its figures, results.csv and summary.json, overwritten each time."""
     train: bool = False
-    """First train each algorithm on each task with each seed of which the logs hold no complete run."""
-    algorithms: tuple[str, ...] = tuple(name for name in ALGORITHMS if (HERE / f"{name}.py").is_file())
-    """With --train: scripts beside this one, without .py."""
-    tasks: tuple[str, ...] = ("empty-8", "four_rooms-13")
-    """With --train: some of empty-5, empty-8, empty-16, four_rooms-13, key_door-8, maze-11."""
-    seeds: int = 5
-    """With --train: seeds 1 to this; with fewer than 10 the intervals are rough."""
+    """First make those runs of the suite of which the logs hold no complete one."""
+    suite: Literal["quick", "full"] = "quick"
+    """With --train: small tasks and budgets for minutes, or all tasks, ablations and full budgets for hours."""
+    algorithms: tuple[str, ...] = ()
+    """With --train: instead of the suite's, scripts beside this one without .py, or variants as per_aux_dqn-no-per."""
+    tasks: tuple[str, ...] = ()
+    """With --train: instead of the suite's, some of empty-5, empty-8, empty-16, four_rooms-13, key_door-8, maze-11,
+    maze-15, maze-21; and for the variants of transfer.py alone, goal-near, goal-far, map-changed."""
+    seeds: int | None = None
+    """With --train: seeds 1 to this, without it 3 or 10 by suite; with fewer than 10 the intervals are rough."""
     jobs: int = os.cpu_count() or 1
     """With --train: runs at once, each a process of one thread."""
+    scheduler: str | None = None
+    """With --train: a Dask scheduler, as tcp://host:8786, whose workers make the runs; they need the packages alone."""
 
     def __post_init__(self) -> None:
         for name, high in ("seeds", 10_000), ("jobs", 1_000):
-            if not 1 <= (value := getattr(self, name)) <= high:
+            if (value := getattr(self, name)) is not None and not 1 <= value <= high:
                 raise ValueError(f"--{name} must be between 1 and {high}, got {value}")
         scripts = {path.stem for path in HERE.glob("*.py")} - {"evaluate", "gridworld"}
-        for name, known in ("algorithms", scripts), ("tasks", set(TASKS)):
-            unknown = sorted(set(getattr(self, name)) - known)
-            if unknown or not getattr(self, name):
-                raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown) or 'none'}")
+        rows = scripts | {row for row in ROWS if row.split("-")[0] in scripts}
+        for name, known in ("algorithms", rows), ("tasks", set(TASKS)):
+            if unknown := sorted(set(getattr(self, name)) - known):
+                raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}")
         for name in "log_dir", "report_dir":
             if getattr(self, name).is_file():
                 raise ValueError(f"--{name.replace('_', '-')} must be a folder, got the file {getattr(self, name)}")
+        if not re.fullmatch(r"\w+://\S+:\d+", self.scheduler or "tcp://none:0"):
+            raise ValueError(f"--scheduler must be like tcp://host:8786, got {self.scheduler}")
 
 
 # ----------------------------------------------------------------------------- statistics
@@ -85,23 +123,64 @@ def steps_to_kept(steps: np.ndarray, score: np.ndarray, threshold: float = KEPT)
     return float(steps[first]) if first < len(steps) else np.inf
 
 
-def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Interquartile mean: the mean of x without its floor(n / 4) lowest and highest values: (..., n) -> (...)."""
-    n = np.shape(x)[axis]
-    return np.sort(x, axis).take(range(n // 4, n - n // 4), axis).mean(axis)
+def score_area(steps: np.ndarray, score: np.ndarray) -> float:
+    """Area under the curve over its width, the mean score from the first evaluation to the last; NaN if T < 2."""
+    return float(np.trapezoid(score, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else np.nan
 
 
-def bootstrap_interval(x: np.ndarray, statistic: Callable, rng: np.random.Generator, draws: int = 2_000) -> np.ndarray:
-    """statistic(x, axis) and its 95 % percentile bootstrap interval: (..., n) -> (3, ...), value, low, high.
+# Statistics of samples (..., n), the runs of one algorithm on one task in each; pooled over the tasks they are (...).
 
-    `draws` samples of n seeds are drawn with replacement. Of their statistics in order those at 2.5 % and 97.5 % are
-    taken as they are: interpolation makes NaN next to inf, steps never reached. So is the interval if n < 2.
+
+def median(*samples: np.ndarray) -> np.ndarray:
+    return np.median(np.concatenate(samples, axis=-1), axis=-1)
+
+
+def iqm(*samples: np.ndarray) -> np.ndarray:
+    """Interquartile mean: the mean of all n values without the floor(n / 4) lowest and the floor(n / 4) highest."""
+    x = np.sort(np.concatenate(samples, axis=-1), axis=-1)
+    return x[..., x.shape[-1] // 4 : x.shape[-1] - x.shape[-1] // 4].mean(axis=-1)
+
+
+def steps_saved(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return median(y) - median(x)
+
+
+def ratio_of_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return x.mean(axis=-1) / y.mean(axis=-1)
+
+
+def optimality_gap(*samples: np.ndarray) -> np.ndarray:
+    """The mean of max(1 - x, 0): how far the scores fall short of the optimum."""
+    return np.maximum(1 - np.concatenate(samples, axis=-1), 0).mean(axis=-1)
+
+
+def share_above(thresholds: np.ndarray) -> Callable[..., np.ndarray]:
+    """Performance profile, the share of runs whose score is above each threshold: (H,) -> statistic with (H, ...)."""
+    return lambda *samples: np.stack([(np.concatenate(samples, axis=-1) > t).mean(axis=-1) for t in thresholds])
+
+
+def improvement(*samples: np.ndarray) -> np.ndarray:
+    """P(X > Y) + P(X = Y) / 2 for a run X of the first half of the samples and a run Y of the same task in the second,
+    mean over the tasks; scores are equal if they differ by less than 0.0005."""
+    pairs = zip(samples[: len(samples) // 2], samples[len(samples) // 2 :], strict=True)
+    differences = [np.round(x[..., :, None] - y[..., None, :], 3) for x, y in pairs]  # (..., n of X, n of Y)
+    return np.mean([(1 + np.sign(difference).mean(axis=(-2, -1))) / 2 for difference in differences], axis=0)
+
+
+@np.errstate(divide="ignore", invalid="ignore")  # never minus never, a ratio to nothing
+def bootstrap_interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray, draws: int = 2_000) -> np.ndarray:
+    """A statistic of the samples and its 95 % percentile bootstrap interval: (3, ...), value, low, high.
+
+    Stratified: `draws` times as many runs as there are of each task are drawn of it with replacement, from one fixed
+    seed. Of their statistics in order those at 2.5 % and 97.5 % are taken as they are: interpolation makes NaN next to
+    inf, steps never reached. The interval is NaN if a sample has fewer than two runs.
     """
-    value = statistic(x, axis=-1)
-    if (n := np.shape(x)[-1]) < 2:
+    value, rng = statistic(*samples), np.random.default_rng(0)
+    if min(x.shape[-1] for x in samples) < 2:
         return np.stack([value, value * np.nan, value * np.nan])
-    drawn = np.sort(statistic(np.asarray(x)[..., rng.integers(n, size=(draws, n))], axis=-1), axis=-1)  # (..., draws)
-    return np.stack([value, drawn[..., int(0.025 * draws)], drawn[..., -1 - int(0.025 * draws)]])
+    drawn = [x[..., rng.integers(x.shape[-1], size=(draws, x.shape[-1]))] for x in samples]  # (..., draws, n)
+    ordered = np.sort(statistic(*drawn), axis=-1)  # (..., draws)
+    return np.stack([value, ordered[..., int(0.025 * draws)], ordered[..., -1 - int(0.025 * draws)]])
 
 
 # ----------------------------------------------------------------------------- reading runs
@@ -111,7 +190,7 @@ DEFAULT_SIZE = {"empty": 8, "four_rooms": 13, "key_door": 8, "maze": 11, "random
 DEFAULTS = {"layout_seed": 0, "slip": 0.0, "random_start": False, "random_goal": False, "step_reward": -0.1}
 DEFAULTS |= {"goal_reward": 10.0, "trap_reward": -10.0, "max_episode_steps": None}
 # Arguments in which the runs of one algorithm on one task may differ and still be one sample.
-FREE = {*DEFAULTS, "layout", "grid_size", "exp_name", "seed", "log_dir", "device", "save_model", "capture_video"}
+FREE = {*DEFAULTS, *"source layout grid_size exp_name seed log_dir device save_model capture_video".split()}
 STATES = ("damaged", "foreign", "empty", "not finite", "partial")  # of several the first is named
 
 
@@ -132,31 +211,125 @@ class Run:
         row = {name: getattr(self, name) for name in ("folder", "algorithm", "task", "state", "reason")}
         steps, score = self.scalars.get("eval/score", np.empty((0, 2))).T
         row |= {"kept_score": kept_score(score), "steps_to_kept": steps_to_kept(steps, score)}
+        row["score_area"] = score_area(steps, score)
         row |= {"seed": self.args.get("seed"), "steps": int(max((x[-1, 0] for x in self.scalars.values()), default=0))}
         for tag in "eval/score", "eval/return", "charts/SPS", "system/wall_time_s", "system/peak_memory_mb":
             row[tag] = float(self.scalars[tag][-1, 1]) if tag in self.scalars else np.nan
         return row
 
 
-def read_events(path: Path) -> Iterator[Event]:
-    """The events of a file until the first unsound record: then ValueError, or EOFError where the file is cut.
+PIECE, BLOCK = 1024, 2**20  # bytes that a checksum takes in at once; bytes of a file in memory at once
+AFTER = [
+    np.array(CRC_TABLE, np.uint32)
+]  # [n][b]: what a byte b changes in a CRC-32C that takes in n more bytes after it
+while len(AFTER) < 2 * PIECE:
+    AFTER.append(AFTER[0][AFTER[-1] & 255] ^ (AFTER[-1] >> 8))
+AFTER = np.concatenate(AFTER)  # at 256 n + b
 
-    A record: length uint64, its checksum uint32, data, their checksum uint32. Most of the time goes into the checksums.
+
+def checksums(rows: np.ndarray) -> np.ndarray:
+    """Masked CRC-32C of each row, as TensorBoard stores it: (K, L) uint8, L >= 4 -> (K,) uint32.
+
+    The checksum is linear: what each byte of all rows changes is looked up at once, and joined by XOR. What a long row
+    has come to after a piece of it is joined to the first four bytes of the next piece.
+    """
+    crc, start, end = np.full(len(rows), 2**32 - 1, np.uint32), 0, rows.shape[1]
+    while start < end:
+        width = PIECE if end - start >= 2 * PIECE else end - start  # so the last piece is no shorter than four bytes
+        piece = rows[:, start : start + width].copy()
+        piece[:, :4] ^= crc.astype("<u4").view(np.uint8).reshape(-1, 4)
+        crc = np.bitwise_xor.reduce(AFTER.take(piece + 256 * np.arange(width)[::-1]), axis=1)
+        start += width
+    return (~crc >> 15 | ~crc << 17) + np.uint32(0xA282EAD8)
+
+
+@functools.lru_cache(1_000)
+def length_after(header: bytes) -> int:
+    """How many bytes of data follow the header of a record; -1 if it is damaged, or the data too short for an event."""
+    length, checksum = struct.unpack("<QI", header)
+    return length if length >= 4 and checksum == masked_crc32c(header[:8]) else -1
+
+
+def read_records(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Offsets (K,) and data (K, L) uint8 of the sound records of one length in a block of the file; block by block.
+
+    At the first unsound record it ends with a ValueError, or an EOFError where the file is cut. A record is the length
+    of its data as uint64, the checksum of that as uint32, the data, and their checksum.
     """
     with open(path, "rb") as file:
-        size, offset = os.fstat(file.fileno()).st_size, 0  # what is appended from here on is not read
-        while offset < size:
-            header = file.read(12)
-            if len(header) == 12 and masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
-                raise ValueError(f"is damaged at byte {offset}: wrong checksum of a length")
-            end = offset + 16 + (length := int.from_bytes(header[:8], "little"))
-            if end > size:
-                raise EOFError(f"ends inside the record at byte {offset}")
-            data = file.read(length)
-            if masked_crc32c(data) != int.from_bytes(file.read(4), "little"):
-                raise ValueError(f"is damaged at byte {offset}: wrong checksum of a record")
-            yield Event.FromString(data)
-            offset = end
+        size, block, at = os.fstat(file.fileno()).st_size, b"", 0  # what is appended from here on is not read
+        while at < size:
+            block += file.read(min(BLOCK, size - at - len(block)))
+            starts, o, faults = {}, 0, [(size, None)]
+            while o < len(block):
+                length = length_after(block[o : o + 12]) if o + 12 <= len(block) else 0
+                if length < 0:
+                    faults.append((at + o, ValueError(f"is damaged at byte {at + o}: wrong checksum of a length")))
+                elif at + o + 16 + length > size:
+                    faults.append((at + o, EOFError(f"ends inside the record at byte {at + o}")))
+                if o + 16 + length > len(block) or length < 0:
+                    break
+                starts.setdefault(length, []).append(o)
+                o += 16 + length
+            found = []
+            for length, offsets in ((length, np.array(offsets)) for length, offsets in starts.items()):
+                rows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(block, np.uint8), length + 4)
+                data, stored = np.split(rows[offsets + 12], [length], axis=1)
+                bad = at + offsets[checksums(data) != stored.copy().view("<u4")[:, 0]]
+                faults += [(x, ValueError(f"is damaged at byte {x}: wrong checksum of a record")) for x in bad[:1]]
+                found.append((at + offsets, data))
+            end, fault = min(faults, key=lambda fault: fault[0])
+            yield from ((offsets[offsets < end], data[offsets < end]) for offsets, data in found)
+            if fault:
+                raise fault
+            block, at = block[o:], at + o
+
+
+@functools.lru_cache(10_000)
+def tag_of(summary: bytes) -> str | None:
+    """The tag, if these bytes and the four of a float are the summary of one scalar."""
+    try:
+        event = Event.FromString(summary + struct.pack("<f", 1.5))
+        tag = event.summary.value[0].tag
+    except (DecodeError, IndexError):
+        return None
+    return tag if event == Event(summary=Summary(value=[Summary.Value(tag=tag, simple_value=1.5)])) else None
+
+
+def read_events(path: Path, scalars: dict[str, list[np.ndarray]], texts: dict[str, str]) -> None:
+    """Add the scalars, {tag: [(T, 2) steps and values]}, and texts of the sound records of a file; errors as above.
+
+    Nearly all events are 9, time, 16, step, the summary of one scalar, its float: these are taken apart together, the
+    others by the library.
+    """
+    found = {}  # {tag: [(K, 3) offset, step and value]}, not yet in order
+    try:
+        for offsets, data in read_records(path):
+            raw, length = data.tobytes(), data.shape[1]
+            head = np.pad(data[:, :15], ((0, 0), (0, max(0, 15 - length))))
+            step = head[:, 10:]  # (K, 5), seven bits in each byte, up to the first below 128
+            width = 1 + (step < 128).argmax(axis=1)
+            plain = (head[:, 0] == 9) & (head[:, 9] == 16) & (step < 128).any(axis=1)
+            numbers = ((step & 127) * (np.arange(5) < width[:, None])) @ 128.0 ** np.arange(5)
+            table = np.stack([offsets, numbers, data[:, -4:].copy().view("<f4")[:, 0]], axis=1)  # (K, 3)
+            alike = {}  # {what stands between step and float: rows}
+            for i, skip in enumerate(np.where(plain, 10 + width, length).tolist()):
+                alike.setdefault(raw[i * length + skip : i * length + length - 4], []).append(i)
+            for summary, rows in alike.items():
+                if tag := tag_of(summary):
+                    found.setdefault(tag, []).append(table[rows])
+                    continue
+                for i, event in ((i, Event.FromString(data[i].tobytes())) for i in rows):
+                    for value in event.summary.value:
+                        if value.HasField("simple_value"):
+                            row = np.array([[offsets[i], event.step, value.simple_value]])
+                            found.setdefault(value.tag, []).append(row)
+                        elif value.HasField("tensor"):
+                            texts[value.tag] = b"".join(value.tensor.string_val).decode(errors="replace")
+    finally:
+        for tag, tables in found.items():
+            table = np.concatenate(tables)
+            scalars.setdefault(tag, []).append(table[np.argsort(table[:, 0], kind="stable"), 1:])
 
 
 def printable(text: Any) -> str:
@@ -171,7 +344,7 @@ def task_label(args: dict[str, Any]) -> str:
     # GoalGridWorld-v0 and forms of observation do not count: how an algorithm sees the task is a part of the algorithm.
     if args.get("env_id", "GridWorld-v0") not in ("GridWorld-v0", "GoalGridWorld-v0"):
         parts = [args["env_id"]]
-    for name, default in DEFAULTS.items():
+    for name, default in (DEFAULTS | {"source": "near"}).items():  # from where transfer.py transfers, too
         if (value := args.get(name)) is not None and value != default:
             parts.append(name.replace("_", " ") + ("" if value is True else f" {value}"))
     return printable(", ".join(parts))
@@ -179,20 +352,16 @@ def task_label(args: dict[str, Any]) -> str:
 
 def read_run(folder: Path, name: str) -> Run:
     """Read the event files of a folder as far as they are sound, and judge them."""
-    columns, about, problems = {}, "", []  # {tag: [(step, value)]}, text, [(state, reason)]
+    columns, texts, problems = {}, {}, []  # {tag: [(T, 2)]}, {tag: text}, [(state, reason)]
     for path in sorted(path for path in folder.glob("*tfevents*") if path.is_file()):
         try:
-            for event in read_events(path):
-                for value in event.summary.value:
-                    if value.HasField("simple_value"):
-                        columns.setdefault(value.tag, []).append((event.step, value.simple_value))
-                    elif value.tag == "run/about/text_summary":
-                        about = b"".join(value.tensor.string_val).decode(errors="replace")
+            read_events(path, columns, texts)
         except EOFError as error:  # it was killed or still writes, which is nothing out of the ordinary
             problems.append(("partial", f"{path.name} {error}"))
         except Exception as error:  # whatever the file is, the report stands
             problems.append(("damaged", f"{path.name} {error}"))
-    run = Run(name, {tag: np.array(pairs, float) for tag, pairs in columns.items()})
+    run = Run(name, {tag: np.concatenate(tables) for tag, tables in columns.items()})
+    about = texts.get("run/about/text_summary", "")
     try:
         args = json.loads(about.strip("`json\n"))["args"]  # from a fenced block of JSON
         run.algorithm, run.task = printable(args["exp_name"]), task_label(args)
@@ -204,7 +373,7 @@ def read_run(folder: Path, name: str) -> Run:
         problems.append(("foreign" if about or columns else "empty", "no run/about of a script of this project"))
     for tag, scalars in run.scalars.items():
         bad = scalars[~np.isfinite(scalars[:, 1]), 0]  # (K,) steps
-        if tag.startswith(("eval/", "losses/")) and len(bad):
+        if tag.startswith(("eval/", "losses/", "system/", "transfer/", "options/", "horizon/")) and len(bad):
             problems.append(("not finite", f"{tag} is NaN or infinite at step {bad[0]:.0f}"))
     if problems:
         run.state = min((state for state, _ in problems), key=STATES.index)
@@ -246,23 +415,62 @@ def select(runs: list[Run]) -> list[Run]:
     return chosen
 
 
+def values(runs: list[Run], name: str) -> np.ndarray:
+    """A column of the runs' records, or the last value of each under a tag, NaN where there is none: (n,)."""
+    return np.array([run.record().get(name, run.scalars.get(name, [[0, np.nan]])[-1][1]) for run in runs])
+
+
+def interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> list[float]:
+    return bootstrap_interval(statistic, *samples).tolist()
+
+
 def summarise(runs: list[Run], measure: str) -> dict[str, Any]:
     """Statistics over the seeds of one algorithm on one task, a row of its table; intervals are [value, low, high]."""
-    of = {name: np.array([run.record()[name] for run in runs]) for name in runs[0].record()}
-    final = bootstrap_interval(of[f"eval/{measure}"], iqm, np.random.default_rng(0)).tolist()
-    to_kept = bootstrap_interval(of["steps_to_kept"], np.median, np.random.default_rng(0)).tolist()
-    row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs), f"final {measure}": final}
+    final, to_kept = values(runs, f"eval/{measure}"), values(runs, "steps_to_kept")
+    row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs)}
+    row[f"final {measure}"] = interval(iqm, final)
     if measure == "score":
-        row |= {"worst kept": of["kept_score"].min(), "solved": np.mean(np.float32(of["eval/score"]) >= SOLVED)}
-        row |= {f"steps to {KEPT}": to_kept, "got there": int(np.isfinite(of["steps_to_kept"]).sum())}
-    row |= {"budget": runs[0].args["total_timesteps"], "seconds": np.median(of["system/wall_time_s"])}
-    return row | {"steps/s": np.median(of["charts/SPS"]), "peak MB": of["system/peak_memory_mb"].max()}
+        row |= {"spread": np.std(final), "solved": np.mean(np.float32(final) >= SOLVED)}
+        row |= {"worst kept": values(runs, "kept_score").min(), "area": interval(iqm, values(runs, "score_area"))}
+        row |= {f"steps to {KEPT}": interval(median, to_kept), "got there": int(np.isfinite(to_kept).sum())}
+    row |= {"budget": runs[0].args["total_timesteps"], "seconds": interval(median, values(runs, "system/wall_time_s"))}
+    row["steps/s"], row["peak MB"] = median(values(runs, "charts/SPS")), values(runs, "system/peak_memory_mb").max()
+    return row
+
+
+def summarise_transfer(algorithms: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """What each method of transfer.py gained on one task; steps, and area under the curve, are those on the target."""
+    scratch = [runs for runs in algorithms.values() if runs[0].args.get("method") == "scratch"][:1]
+    rows, tags = [], {"zero-shot": "eval/zero_shot", "jump start": "transfer/jump_start", "area": "transfer/area"}
+    for name, runs in algorithms.items():
+        row = {"task": runs[0].task, "algorithm": name, "n": len(runs)}
+        row |= {title: interval(iqm, values(runs, tag)) for title, tag in tags.items()}
+        steps = [np.nan_to_num(values(x, "transfer/steps_to_kept_95"), nan=np.inf) for x in (runs, *scratch)]
+        row[f"target steps to {KEPT}"] = interval(median, steps[0])
+        if scratch:
+            row["area / scratch"] = interval(ratio_of_means, *(values(x, tags["area"]) for x in (runs, *scratch)))
+            row["steps saved"] = interval(steps_saved, *steps)
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["area"][0])
+
+
+def summarise_tasks(name: str, tasks: list[dict[str, list[Run]]]) -> list[dict[str, Any]]:
+    """Statistics over several tasks, each {algorithm: runs}, of the algorithms that have runs on all of them."""
+    scores = {x: [values(of[x], "eval/score") for of in tasks] for x in sorted(set.intersection(*map(set, tasks)))}
+    rows, baseline = [], "dqn" if "dqn" in scores else min(scores, default="")
+    for algorithm, samples in scores.items():
+        row = {"task": name, "algorithm": algorithm, "n": sum(map(len, samples)), "IQM": interval(iqm, *samples)}
+        row["optimality gap"] = interval(optimality_gap, *samples)
+        row["solved"] = np.mean(np.float32(np.concatenate(samples)) >= SOLVED)
+        beats = interval(improvement, *samples, *scores[baseline]) if algorithm != baseline else np.nan
+        rows.append(row | {f"ends better than {baseline}": beats})
+    return sorted(rows, key=lambda row: -row["IQM"][0])
 
 
 def show(x: Any) -> str:
     """A text, number or interval [value, low, high] as text."""
     if isinstance(x, list):
-        return show(x[0]) + (f" ({show(x[1])} to {show(x[2])})" if np.isfinite(x[1]) else "")
+        return show(x[0]) + (f" ({show(x[1])} to {show(x[2])})" if not np.isnan(x[1]) else "")
     if isinstance(x, str) or not np.isfinite(x):
         return x if isinstance(x, str) else "–" if np.isnan(x) else "never"
     return f"{x:,.{0 if isinstance(x, int) or abs(x) >= 100 else 3}f}"
@@ -270,8 +478,8 @@ def show(x: Any) -> str:
 
 def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:
     """What the intervals of row[name] carry: one algorithm apart from the others, by more than 0.001, or no winner."""
-    single = ", ".join(row["algorithm"] for row in rows if row["n"] < 2)
-    rows = [row for row in rows if row["n"] > 1]
+    single = ", ".join(row["algorithm"] for row in rows if np.isnan(row[name][1]))
+    rows = [row for row in rows if not np.isnan(row[name][1])]
     said = "nothing can be said; a comparison takes two algorithms with two seeds each."
     if len(rows) > 1:
         best = best_of(rows, key=lambda row: row[name][0])
@@ -285,95 +493,231 @@ def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")  # Okabe and Ito, for the colour-blind
 INK, CARD = "#010203", "#fefdfc"  # text and ground of a figure; the page puts its own in their place
-DEFINITIONS = f"""Score: 0 is the random policy, 1 the exact optimum. n: seeds. Final: interquartile mean of the last
-score of the greedy policy, 95 % bootstrap interval. Worst kept: lowest score of the worst seed in the last fifth of its
-evaluations. Solved: share of seeds that end at {SOLVED} or more. Steps to {KEPT}: after these it was never lower,
-median and interval. Got there: seeds that did. Budget: steps of a run. Times: medians. Peak MB: the highest."""
+STYLE = {"text.parse_math": False, "svg.hashsalt": "", "svg.fonttype": "none", "font.size": 11, "axes.facecolor": CARD}
+STYLE |= dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+DOTS = "Dots: n seeds; bar: 95 % interval of their median."
+# Figures of a task with a dot for each seed: column or tag, label and scale of the axis, what they show.
+STRIPS = [("steps_to_kept", f"steps to a kept {KEPT}", "log", "Sample efficiency: steps after which the score stays.")]
+STRIPS += [("eval/score", "final score", "linear", "Final performance: score of the last evaluation.")]
+STRIPS += [("kept_score", "lowest late score", "linear", "Worst seeds: the lowest score in the last fifth of a run.")]
+STRIPS += [("eval/length", "steps", "linear", "Steps to the goal: mean length of the last evaluation's episodes.")]
+STRIPS += [("transfer/area", "mean score on the target", "linear", "Transfer: area under the target's curve.")]
+STRIPS += [("options/greedy_length", "steps", "log", "Options: how long one is followed.")]
+STRIPS += [("system/wall_time_s", "seconds", "log", "Cost: time of a run.")]
+STRIPS += [("system/peak_memory_mb", "MB", "log", "Cost: peak memory of a run.")]
+# Figures from tags that end in a number: labels of the axes, what they show.
+STUDIES = {"options/greedy_usage": ("option, the most used first", "share of steps", "Options: how much each is used.")}
+STUDIES |= {"horizon/score": ("planning horizon", "score", "Horizon study: planning with the model after training.")}
+BAND = "Interquartile mean over n seeds; band: its 95 % interval."
+DEFINITIONS = f"""Score: 0 is the random policy, 1 the exact optimum. n: seeds. In brackets: 95 % percentile bootstrap
+interval over seeds; of normal samples it holds the true value in 89 % of cases with 5 seeds, in 93 % with 10. Ahead:
+the intervals do not overlap. Final: interquartile mean (IQM) of the last score of the greedy policy. Spread: its
+standard deviation. Solved: share of seeds that end at {SOLVED} or more. Worst kept: lowest score of the worst seed in
+the last fifth of its evaluations. Area: mean score over the run, IQM. Steps to {KEPT}: after these it was never lower,
+median. Got there: seeds that did. Budget: steps of a run. Seconds, steps/s: medians. Peak MB: the highest. Optimality
+gap: mean of what is missing to 1. Ends better: chance that a run ends above one of the other algorithm on the same
+task, equal scores counted half."""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison of algorithms</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>:root { color-scheme: light dark }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 1rem; overflow-wrap: break-word }
-p { max-width: 45rem } svg { width: 100%; height: auto; max-width: 36rem } div { overflow-x: auto; margin: 1rem 0 }
-table { border-collapse: collapse; font-size: 0.9rem } td:last-child:nth-child(-n+5) { white-space: normal !important }
-th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.6rem; text-align: left; white-space: nowrap }</style>"""
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: auto; padding: 1rem; overflow-wrap: break-word }
+p { max-width: 45rem } figure { margin: 0 } svg { width: 100%; height: auto } div { overflow-x: auto; margin: 1rem 0 }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem }
+table { border-collapse: collapse } table, figcaption { font-size: 0.9rem } th { cursor: pointer }
+th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.6rem; text-align: left; white-space: nowrap }
+.text td { white-space: normal; min-width: 5rem }</style>"""
+SORT = """<script>for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {
+  const body = th.closest("table").tBodies[0], sign = th.ariaSort === "ascending" ? -1 : 1
+  const value = row => { const text = row.cells[th.cellIndex].textContent, x = parseFloat(text.replaceAll(",", ""))
+    return text === "never" ? Infinity : isNaN(x) ? text : x }
+  const order = (x, y) => typeof x === typeof y ? (x > y) - (x < y) : typeof x === "string" ? 1 : -1
+  body.append(...[...body.rows].sort((a, b) => sign * order(value(a), value(b))))
+  for (const other of th.parentNode.cells) other.ariaSort = null
+  th.ariaSort = sign > 0 ? "ascending" : "descending" })</script>"""
 
 
-def draw_curves(path: Path, task: list[list[Run]], measure: str, names: list[str]) -> None:
-    """Draw eval/score or eval/return against steps: for each algorithm the IQM over seeds and its 95 % interval."""
-    style = {"text.parse_math": False, "svg.hashsalt": "", "font.size": 11, "axes.edgecolor": INK, "text.color": INK}
-    style |= {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": CARD}
-    with matplotlib.rc_context(style):
-        figure = matplotlib.figure.Figure((5, 3.2 + 0.25 * len(task)), layout="constrained", facecolor=CARD)
-        axes = figure.subplots(subplot_kw={"xlabel": "environment steps", "ylabel": f"eval/{measure}"})
-        axes.set_xscale("log")  # budgets differ by tens
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.xaxis.set_minor_formatter("")
-        for runs in task:
-            curves = [run.scalars[f"eval/{measure}"].T for run in runs]
-            first, last = max(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves)
-            grid = np.geomspace(max(first, 1), max(last, 1), 200 if first < last else 1)
-            values = np.stack([np.interp(grid, steps, y) for steps, y in curves], axis=-1)  # (points, n)
-            value, low, high = bootstrap_interval(values, iqm, np.random.default_rng(0), draws=400)
-            number, label = names.index(runs[0].algorithm), f" {runs[0].algorithm[:50]} (n = {len(runs)})"
+@contextlib.contextmanager
+def drawing(path: Path, height: float, **labels: Any) -> Iterator[Any]:
+    """Axes to draw on, in the page's style; in the end they are written to an SVG file."""
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure((5, height), layout="constrained", facecolor=CARD)
+        yield (axes := figure.subplots(subplot_kw=labels))
+        if axes.get_xscale() == "log":
+            (low, high), of = axes.get_xlim(), matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+            axes.xaxis.set(major_locator=of if high < 100 * low else matplotlib.ticker.LogLocator())
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.xaxis.set_minor_formatter("")
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower left", frameon=False)
+        figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))  # the same twice
+
+
+def draw_lines(path: Path, lines: list[tuple[int, str, np.ndarray, np.ndarray]], **labels: Any) -> Path:
+    """Lines with bands: number of the colour, name, x (T,), and value, low and high (3, T) of each."""
+    with drawing(path, 3 + 0.25 * len(lines), **labels) as axes:
+        for number, name, x, (value, low, high) in lines:
             colour, dashes = COLOURS[number % 6], ("-", "--", ":", "-.")[number // 6 % 4]
-            axes.plot(grid, value, dashes, color=colour, label=label, marker="." if len(grid) == 1 else "")
-            axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
-        for height, name in ((1, "optimal"), (0, "random")) if measure == "score" else ():
-            axes.axhline(height, color=INK, linewidth=0.8, linestyle=":")
-            axes.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
-        figure.legend(loc="outside lower left", frameon=False)
-        figure.savefig(path, metadata={"Date": None})
+            axes.plot(x, value, dashes, color=colour, label=name, marker="." if len(x) < 10 else "")
+            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        for y, name, side in (
+            ((1, "optimal", "top"), (0, "random", "bottom")) if labels["ylabel"] == "eval/score" else ()
+        ):
+            axes.axhline(y, color=INK, linewidth=0.8, linestyle=":")
+            axes.annotate(name, (1, y), xycoords=("axes fraction", "data"), ha="right", va=side, fontsize=9)
+    return path
+
+
+def draw_seeds(path: Path, rows: list[tuple[int, str, np.ndarray]], **labels: Any) -> Path:
+    """Dots, and a bar, the interval of their median: number of the colour, name, seeds x (n,) of each; inf is never."""
+    every = np.concatenate([x for _, _, x in rows])
+    never = 3 * max(every[np.isfinite(every)], default=1)  # is drawn there
+    with drawing(path, 0.9 + 0.3 * len(rows), **labels) as axes:
+        for y, (number, _, x) in enumerate(rows):
+            colour, at = COLOURS[number % 6], np.minimum(x, never)
+            axes.plot(bootstrap_interval(median, at)[1:], (y, y), color=colour, linewidth=7, alpha=0.3)
+            axes.plot(at, np.full(len(at), y), "o", color=colour, alpha=0.6, markeredgewidth=0)
+        if np.isinf(every).any():
+            axes.axvline(never, color=INK, linewidth=0.8, linestyle=":")
+            axes.annotate("never", (never, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=9)
+        axes.set_yticks(range(len(rows)), [name for _, name, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+    return path
+
+
+def plain(text: str) -> str:
+    """`text` with what Markdown would take for a command escaped."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+
+
+def curve(runs: list[Run], tag: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (T,), and of what was logged there the IQM over the runs and its interval (3, T)."""
+    curves = [run.scalars[tag].T for run in runs]
+    first, end = max(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves)
+    grid = np.geomspace(max(first, 1), max(end, 1), 200 if first < end else 1)
+    y = np.stack([np.interp(grid, steps, y) for steps, y in curves], axis=-1)  # (T, n)
+    return grid, bootstrap_interval(iqm, y, draws=400)
+
+
+def studied(runs: list[Run], tag: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of tags TAG_1, TAG_5 ...: the numbers (T,), and of the last values there the IQM and its interval (3, T)."""
+    x = sorted(int(name[len(tag) + 1 :]) for name in runs[0].scalars if re.fullmatch(rf"{tag}_\d{{1,4}}", name))
+    y = np.stack([values(runs, f"{tag}_{i}") for i in x]) if x else None  # (T, n)
+    if x and tag.startswith("options/"):  # which number an option has is chance
+        x, y = range(1, len(x) + 1), -np.sort(-y, axis=0)
+    return (np.array(x), bootstrap_interval(iqm, y)) if x else None
+
+
+def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths: Iterator[Path]) -> tuple[list, ...]:
+    """Blocks, advice [what counts, task, verdict] and rows of a task."""
+    runs = list(itertools.chain(*algorithms.values()))
+    measure = "score" if all("eval/score" in run.scalars for run in runs) else "return"
+    rows, task = [summarise(members, measure) for members in algorithms.values()], runs[0].task
+    rows.sort(key=lambda row: (-row[f"final {measure}"][0], row.get(f"steps to {KEPT}", [0])[0], row["algorithm"]))
+    blocks, kept = [("h2", task)], [row for row in rows if row.get("solved") == 1 and row["worst kept"] >= KEPT]
+    asked = [(f"final {measure}", rows, f"final {measure}", max)]
+    if measure == "score":
+        asked += [(f"fewest steps to a kept {KEPT}", rows, f"steps to {KEPT}", min)]
+        asked += [("least time, where every seed solves and keeps it", kept, "seconds", min)]
+    else:
+        blocks += [("p", "The optimum of this task is not known: the return stands in for the score.")]
+    if few := [f"{row['algorithm']} {row['n']}" for row in rows if row["n"] < 10]:
+        blocks += [("p", f"Warning: fewer than 10 seeds, so rough intervals: {', '.join(few)}.")]
+    blocks += [("table", rows)]
+    if moved := {name: of for name, of in algorithms.items() if np.isfinite(values(of, "transfer/area")).all()}:
+        gains = summarise_transfer(moved)
+        blocks += [("p", "What transfer gains, on the steps on the target alone:"), ("table", gains)]
+        asked += [("area under the target's curve", gains, "area", max)]
+    best_first = [(row["algorithm"], algorithms[row["algorithm"]]) for row in rows]
+    of = [(numbers[name], f"{name[:50]} (n = {len(members)})", members) for name, members in best_first]
+    lines = [(number, name, *curve(members, f"eval/{measure}")) for number, name, members in of]
+    labels = {"xlabel": "environment steps", "xscale": "log", "ylabel": f"eval/{measure}"}  # budgets differ by tens
+    figures = [(draw_lines(next(paths), lines, **labels), f"Learning curves of the greedy policy. {BAND}")]
+    for name, xlabel, xscale, said in STRIPS if measure == "score" else STRIPS[-2:]:
+        dots = [(*label, values(members, name)) for *label, members in of]
+        if dots := [(*label, x) for *label, x in dots if not np.isnan(x).any()]:
+            figures.append((draw_seeds(next(paths), dots, xlabel=xlabel, xscale=xscale), f"{said} {DOTS}"))
+    for tag, (xlabel, ylabel, said) in STUDIES.items():
+        lines = [(number, name, *study) for number, name, members in of if (study := studied(members, tag))]
+        if lines:
+            figures.append((draw_lines(next(paths), lines, xlabel=xlabel, ylabel=ylabel), f"{said} {BAND}"))
+    advice = [[what, task, verdict(them, name, best)] for what, them, name, best in asked if len(them) > 1]
+    return [*blocks, ("figures", figures)], advice, rows
+
+
+def report_tasks(name: str, tasks: dict[str, Any], numbers: dict[str, int], paths: Iterator[Path]) -> tuple[list, list]:
+    """Blocks and advice of tasks, {task: {algorithm: runs}}, together; none where no two algorithms have them all."""
+    if len(tasks) < 2 or len(rows := summarise_tasks(name, list(tasks.values()))) < 2:
+        return [], []
+    blocks = [("h2", f"Over tasks: {name}"), ("p", f"These are {'; '.join(tasks)}.")]
+    if absent := sorted({x for of in tasks.values() for x in of} - {row["algorithm"] for row in rows}):
+        blocks += [("p", f"Not on all of them, and so left out here: {', '.join(absent)}.")]
+    lines, thresholds = [], np.linspace(0, 1, 101)
+    for algorithm, n in ((row["algorithm"], row["n"]) for row in rows):
+        samples = [values(of[algorithm], "eval/score") for of in tasks.values()]
+        profile = bootstrap_interval(share_above(thresholds), *samples, draws=400)
+        lines.append((numbers[algorithm], f"{algorithm[:50]} (n = {n})", thresholds, profile))
+    path = draw_lines(next(paths), lines, xlabel="score", ylabel="share of runs that end above it")
+    said = "Performance profile over the n runs on all these tasks, the band is its 95 % interval."
+    return [*blocks, ("table", rows), ("figures", [(path, said)])], [["final score", name, verdict(rows, "IQM", max)]]
 
 
 def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:
-    """Page and Markdown of blocks (h1, h2 or p, text), (table, rows), (figure, SVG file); texts are escaped here."""
+    """Page and Markdown of blocks: h1, h2 or p, text; table, rows; figures, [(SVG file, caption)]. It escapes texts."""
     page, markdown = [PAGE], []
     for kind, content in blocks:
-        rows = [[html.escape(cell) for cell in row] for row in (content if kind == "table" else [[str(content)]])]
-        plain = [[re.sub(r"([\\`*\[\]|])", r"\\\1", cell) for cell in row] for row in rows]
-        if kind == "figure":
-            svg = content.read_text(encoding="utf-8").replace(INK, "currentColor").replace(CARD, "none")
-            page.append(svg[svg.index("<svg") :])
-            markdown.append(f"![learning curves]({content.name})")
-        elif kind == "table":
-            lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-            page.append(f"<div><table><tr>{'<tr>'.join([lines[0].replace('td>', 'th>'), *lines[1:]])}</table></div>")
-            lines = [f"| {' | '.join(row)} |" for row in plain]
-            markdown.append("\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]))
+        if kind == "table":
+            head = [name for name in content[0] if name != "task" or "n" not in content[0]]
+            cells = [head, *([show(row[name]) for name in head] for row in content)]
+            cells = [[html.escape(text) for text in row] for row in cells]
+            lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
+            kind = " class=text" * (max(map(len, itertools.chain(*cells))) > 50)  # is wrapped
+            page.append(f"<div><table{kind}><thead><tr>{lines[0].replace('td>', 'th>')}</thead><tbody>")
+            page += [*(f"<tr>{line}</tr>" for line in lines[1:]), "</tbody></table></div>"]
+            lines = [f"| {' | '.join(map(plain, row))} |" for row in cells]
+            markdown.append("\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]))
+        elif kind == "figures":
+            page.append("<div class=figures>")
+            for path, said in content:
+                svg = path.read_text(encoding="utf-8").replace(INK, "currentColor").replace(CARD, "none")
+                page.append(f"<figure>{svg[svg.index('<svg') :]}<figcaption>{said}</figcaption></figure>")
+                markdown.append(f"![{said}]({path.name})")
+            page.append("</div>")
         else:
-            page.append(f"<{kind}>{rows[0][0]}</{kind}>")
-            markdown.append({"h1": "# ", "h2": "## ", "p": ""}[kind] + plain[0][0])
-    return {"index.html": "\n".join(page), "report.md": "\n\n".join(markdown) + "\n"}
+            page.append(f"<{kind}>{html.escape(content)}</{kind}>")
+            markdown.append({"h1": "# ", "h2": "## ", "p": ""}[kind] + plain(html.escape(content)))
+    return {"index.html": "\n".join([*page, SORT]), "report.md": "\n\n".join(markdown) + "\n"}
 
 
 def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[str, str]) -> list[dict[str, Any]]:
-    """Write the report's files; returns the rows of all its tables."""
+    """Write the report's files; returns the rows of the tables of its tasks."""
     args.report_dir.mkdir(parents=True, exist_ok=True)
-    for old in args.report_dir.glob("curves-*.svg"):
+    for old in args.report_dir.glob("figure-*.svg"):
         old.unlink()
-    head, blocks, summary = list(Run("", {}).record()), [("h1", "Comparison of algorithms")], []
+    paths = (args.report_dir / f"figure-{number}.svg" for number in itertools.count())
+    numbers = {name: number for number, name in enumerate(sorted({run.algorithm for run in chosen}))}
+    tasks = {task: group(of, lambda run: run.algorithm) for task, of in group(chosen, lambda run: run.task).items()}
+    sections = [report_task(tasks[task], numbers, paths) for task in sorted(tasks)]
+    summary = [row for _, _, rows in sections for row in rows]
+    scored = {row["task"]: tasks[row["task"]] for row in summary if "solved" in row}
+    families = {name: set(map(task_of, of.values())) for name, of in FAMILIES.items() if name != "other"}
+    groups = {name: sorted(of & set(scored)) for name, of in families.items()}
+    most = sorted(task for task, algorithms in scored.items() if 2 * len(algorithms) >= len(numbers))
+    groups = groups if most in groups.values() else {"most tasks": most} | groups
+    over = [report_tasks(name, {task: scored[task] for task in of}, numbers, paths) for name, of in groups.items()]
+    sections = [*((blocks, lines, []) for blocks, lines in over), *sections]
+    titles = ("what counts", "on", "what the intervals say")
+    advice = [dict(zip(titles, line, strict=True)) for _, lines, _ in sections for line in lines]
+
+    blocks = [("h1", "Comparison of algorithms")]
     blocks += [("p", f"{len(chosen)} of {len(runs)} runs in {printable(args.log_dir)} are ranked, the rest is listed.")]
-    for number, (task, members) in enumerate(sorted(group(chosen, lambda run: run.task).items())):
-        measure = "score" if all("eval/score" in run.scalars for run in members) else "return"
-        algorithms, names = group(members, lambda run: run.algorithm), sorted({run.algorithm for run in chosen})
-        rows = [summarise(same, measure) for same in algorithms.values()]
-        rows.sort(key=lambda row: (-row[f"final {measure}"][0], row.get(f"steps to {KEPT}", [0])[0], row["algorithm"]))
-        said = "The optimum of this task is not known: the return stands in for the score."
-        if measure == "score":
-            said = f"Steps to a kept score of {KEPT}: {verdict(rows, f'steps to {KEPT}', min)}"
-        blocks += [("h2", task), ("p", f"Final {measure}: {verdict(rows, f'final {measure}', max)}"), ("p", said)]
-        if few := [f"{row['algorithm']} {row['n']}" for row in rows if row["n"] < 10]:
-            blocks.append(("p", f"Warning: fewer than 10 seeds, so rough intervals: {', '.join(few)}."))
-        blocks.append(("table", [list(rows[0])[1:], *([show(x) for x in row.values()][1:] for row in rows)]))
-        path = args.report_dir / f"curves-{number}.svg"
-        draw_curves(path, [algorithms[row["algorithm"]] for row in rows], measure, names)
-        said = f"eval/{measure} of the greedy policy: interquartile mean over n seeds, band: 95 % interval."
-        blocks, summary = [*blocks, ("figure", path), ("p", said)], summary + rows
+    blocks += [("h2", "Which to choose"), ("table", advice)] if advice else []
+    blocks += [block for found, _, _ in sections for block in found]
     if failures:
-        blocks += [("h2", "Runs that failed"), ("table", [["run", "what happened"], *map(list, failures.items())])]
+        rows = [{"run": name, "what happened": what} for name, what in failures.items()]
+        blocks += [("h2", "Runs that failed"), ("table", rows)]
     records = [run.record() for run in runs]
-    left_out = [list(record.values())[:5] for record in records if record["state"] != "complete"]
-    blocks += [("h2", "Runs left out"), ("table", [head[:5], *left_out])] if left_out else []
-    blocks += [("h2", "What the columns mean"), ("p", DEFINITIONS.replace("\n", " "))]
+    if left_out := [dict(list(record.items())[:5]) for record in records if record["state"] != "complete"]:
+        blocks += [("h2", "Runs left out"), ("table", left_out)]
+    blocks += [("h2", "What the words mean"), ("p", DEFINITIONS.replace("\n", " "))]
     data = json.dumps({"rows": summary, "runs": records, "failures": failures})
     data = json.loads(data, parse_constant=lambda _: None)  # JSON has no NaN and no inf
     for name, text in (render(blocks) | {"summary.json": json.dumps(data, indent=1)}).items():
@@ -381,49 +725,107 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
     # A spreadsheet would take a text that begins with = for a formula.
     cells = [[f"'{x}" if isinstance(x, str) and x[:1] in set("=+-@") else x for x in row.values()] for row in records]
     with open(args.report_dir / "results.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *cells])
+        csv.writer(file).writerows([list(Run("", {}).record()), *cells])
     return summary
 
 
 # ----------------------------------------------------------------------------- training
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-def missing(args: Args, chosen: list[Run]) -> dict[str, list[str]]:
-    """{name of the run: its command} for what the suite asks and no ranked run has, by the arguments in the logs."""
-    present, jobs = {(run.args["exp_name"], run.task, run.args["seed"]) for run in chosen}, {}
-    for task, algorithm in ((task, algorithm) for task in args.tasks for algorithm in args.algorithms):
-        label = task_label({name.replace("-", "_"): x for name, x in re.findall(r"--(\S+) (\S+)", TASKS[task])})
-        for seed in range(1, args.seeds + 1):
-            if (algorithm, label, seed) not in present:
-                command = [sys.executable, str(HERE / f"{algorithm}.py"), *TASKS[task].split(), "--seed", str(seed)]
-                jobs[f"{algorithm}__{task}__{seed}"] = [*command, "--log-dir", str(args.log_dir)]
+
+def task_of(flags: str) -> str:
+    """How the logs name the task of these flags."""
+    return task_label({name.replace("-", "_"): x for name, x in re.findall(r"--(\S+) (\S+)", flags)})
+
+
+def missing(args: Args, runs: list[Run]) -> dict[str, list[str]]:
+    """{name of the run: script and flags} of what the suite asks and no sound run was, by the arguments in the logs."""
+    (tasks, rows, n), scripts = SUITES[args.suite], {path.stem for path in HERE.glob("*.py")}
+    rows, jobs = args.algorithms or [row for row in rows if row.split("-")[0] in scripts], {}
+    sound = [run for run in runs if run.state in ("complete", "superseded", "other budget")]
+    present = {(run.algorithm, run.task, run.args["seed"], run.args["total_timesteps"]) for run in sound}
+    present |= {(*key[:3], None) for key in present}
+    for seed, task, row in itertools.product(range(1, 1 + (args.seeds or n)), args.tasks or tasks, rows):
+        steps = STEPS.get(script := row.split("-")[0], (None, None))[args.suite == "full"]
+        if row == "transfer-scratch":
+            steps //= 2  # as many as the others have on the target
+        label = task_of(TASKS[task])
+        suits = row.startswith("transfer-") == (task in FAMILIES["transfer"])
+        suits &= (row, task) != ("transfer-uvfa", "map-changed")  # its input is a goal, not a map
+        if suits and (row, label, seed, steps) not in present:
+            command = [f"{script}.py", *TASKS[task].split(), *ROWS.get(row, "").split(), "--seed", str(seed)]
+            budget = ["--total-timesteps", str(steps)] if steps else []
+            jobs[f"{row}__{task}__{seed}"] = [*command, *budget, "--exp-name", row]
     return jobs
 
 
-def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
-    """Run the commands, `args.jobs` at once; {name: what happened} of those that failed. Ctrl-C stops them all."""
-    (folder := args.log_dir / "output").mkdir(parents=True, exist_ok=True)
+def run_here(name: str, command: list[str], log_dir: Path, children: list[Popen]) -> tuple[int, dict[str, bytes]]:
+    """Run a script of this folder in a process of its own; returns its exit code, and no file that is not in place."""
+    command = [sys.executable, str(HERE / command[0]), *command[1:], "--log-dir", str(log_dir)]
     # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
-    options = {"env": os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, "process_group": 0}
-    waiting, running, failures = list(jobs), {}, {}
+    options = {"env": os.environ | ONE_THREAD, "process_group": 0, "stdin": DEVNULL, "stderr": STDOUT}
+    with open(log_dir / "output" / f"{name}.txt", "wb") as out:
+        children.append(child := Popen(command, stdout=out, **options))
+    return child.wait(), {}
+
+
+def run_there(name: str, command: list[str], scripts: dict[str, bytes]) -> tuple[int, dict[str, bytes]]:
+    """On a worker, in a folder of its own with the scripts: exit code, and the files for the folder of the logs."""
+    with tempfile.TemporaryDirectory() as folder:
+        for script, text in scripts.items():
+            (Path(folder) / script).write_bytes(text)
+        command, options = [sys.executable, *command, "--log-dir", "."], {"env": os.environ | ONE_THREAD, "cwd": folder}
+        done = subprocess.run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **options)
+        files = (path for path in Path(folder).glob("*__*/*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        return done.returncode, files | {f"output/{name}.txt": done.stdout}
+
+
+def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
+    """Make the runs, `args.jobs` at once or on the cluster; {name: what happened} of those that failed."""
+    (args.log_dir / "output").mkdir(parents=True, exist_ok=True)
+    failures, children, executor = {}, [], ThreadPoolExecutor(args.jobs)
+    if args.scheduler:
+        try:
+            import distributed  # here: only a cluster needs it
+
+            executor = distributed.Client(args.scheduler).get_executor(pure=False)
+        except (ImportError, OSError) as error:
+            said = "needs Dask, pip install distributed" if isinstance(error, ImportError) else printable(error)
+            raise SystemExit(f"--scheduler {args.scheduler}: {said}") from None
     with tqdm(total=len(jobs), unit="run", miniters=0, mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
         try:
-            while waiting or running:
-                while waiting and len(running) < args.jobs:
-                    name = waiting.pop(0)
-                    with open(folder / f"{name}.txt", "wb") as out:
-                        running[name] = Popen(jobs[name], stdin=DEVNULL, stdout=out, stderr=out, **options)
-                time.sleep(0.1)
-                ended = [name for name, child in running.items() if child.poll() is not None]
-                for name in ended:
-                    if code := running.pop(name).returncode:
-                        output = (folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
-                        lines = [line for line in re.findall(r"\w.*\w", output) if "full helptext" not in line]
-                        failures[name] = f"exit code {code}: {printable(lines[-1] if lines else 'no output')}"
-                bar.set_postfix_str(f"{len(running)} running, {len(failures)} failed", refresh=False)
-                bar.update(len(ended))
+            futures = {}
+            for name, command in jobs.items():
+                sources = {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py") if args.scheduler}
+                work = (
+                    (run_there, name, command, sources)
+                    if sources
+                    else (run_here, name, command, args.log_dir, children)
+                )
+                futures[executor.submit(*work)] = name
+            for future in as_completed(futures):
+                name, code, files = futures[future], 0, {}
+                try:
+                    code, files = future.result()
+                except Exception as error:  # of a cluster: it lost its workers, or their packages differ
+                    failures[name] = printable(f"{type(error).__name__}: {error}")
+                for file, content in files.items():
+                    (args.log_dir / file).parent.mkdir(exist_ok=True)
+                    (args.log_dir / file).write_bytes(content)
+                if code:
+                    output = (args.log_dir / "output" / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
+                    lines = [line for line in re.findall(r"\w.*\w", output) if "full helptext" not in line]
+                    failures[name] = f"exit code {code}: {printable(lines[-1] if lines else 'no output')}"
+                running = sum(future.running() for future in futures)  # not known of a cluster
+                bar.set_postfix_str(f"{running} running, " * (running > 0) + f"{len(failures)} failed", refresh=False)
+                bar.update()
         except KeyboardInterrupt:
-            for child in running.values():
+            for future in futures:
+                future.cancel()
+            executor.shutdown(wait=False)
+            for child in children:
                 child.terminate()
                 child.wait()
             raise SystemExit("interrupted; the next --train takes up where this one stopped") from None
@@ -434,15 +836,15 @@ def main(args: Args) -> int:
     """Train if asked to, read, compare, write; returns the exit status: 1 if a run failed, 2 if there is none."""
     runs, failures = read_runs(args.log_dir), {}
     chosen = select(runs)
-    if args.train and (jobs := missing(args, chosen)):
+    if args.train and (jobs := missing(args, runs)):
         failures = train(jobs, args)
         chosen = select(runs := read_runs(args.log_dir))
-        failures = dict.fromkeys(missing(args, chosen), "it ended without a complete, sound log") | failures
+        failures = dict.fromkeys(missing(args, runs), "it ended without a complete, sound log") | failures
     if not runs and not failures:
         print(f"--log-dir {args.log_dir} holds no run; python evaluate.py --train makes some", file=sys.stderr)
         return 2
     for row in write_report(args, runs, chosen, failures):
-        said = (f"{name} {show(row[name])}" for name in list(row)[2:7])
+        said = (f"{name} {show(x)}" for name, x in row.items() if name.startswith(("n", "final", "solved", "steps to")))
         print(f"{row['task']:<18} {row['algorithm']:<15}", *said, sep="  ")
     for name, what in failures.items():
         print(f"failed: {name}, {what}", file=sys.stderr)

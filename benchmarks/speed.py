@@ -8,6 +8,7 @@ import csv
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 import dyna_q  # noqa: E402
+import evaluate  # noqa: E402
 import gridworld  # noqa: E402
 import per_aux_dqn  # noqa: E402
 
@@ -63,6 +67,28 @@ def dyna_q_planning() -> dict[str, float]:
     return {name: updates / seconds for name, seconds in in_turns({"lists": lists, "arrays": dict_of_arrays}).items()}
 
 
+def reading() -> dict[str, float]:
+    """Scalars per second read from a log of 120 000, with checksums: `evaluate.read_run` against EventAccumulator."""
+    tags = "charts/episodic_return charts/episodic_length charts/SPS eval/return eval/length eval/success eval/score"
+    tags = (tags + " losses/td_loss losses/mean_target system/wall_time_s system/peak_memory_mb model/pairs").split()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = SummaryWriter(folder)
+        for step in range(0, 1_000_000, 100):
+            for number, tag in enumerate(tags):
+                writer.add_scalar(tag, step / (number + 1), step)
+        writer.close()
+
+        def records() -> None:
+            assert sum(len(x) for x in evaluate.read_run(Path(folder), "").scalars.values()) == 120_000
+
+        def accumulator() -> None:
+            log = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+            assert sum(len(log.Scalars(tag)) for tag in tags) == 120_000
+
+        work = {"records": records, "accumulator": accumulator}
+        return {name: 120_000 / seconds for name, seconds in in_turns(work, rounds=5).items()}
+
+
 def prioritized_replay(stored: int) -> dict[str, float]:
     """Times per second: 128 of `stored` transitions drawn and their priorities set anew, against a gradient step."""
     torch.set_num_threads(1)
@@ -89,8 +115,9 @@ def prioritized_replay(stored: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    planning = dyna_q_planning()
+    planning, read = dyna_q_planning(), reading()
     rows = [("dyna_q.py: planning updates/s", planning["lists"], "a dict of arrays", planning["arrays"])]
+    rows += [("evaluate.py: scalars read/s", read["records"], "EventAccumulator", read["accumulator"])]
     for stored in 10_000, 1_000_000:
         rate = prioritized_replay(stored)
         what = f"per_aux_dqn.py: batches of 128 from {stored:,} by priority/s"

@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT, SCRIPTS
 
 OF_ALL = ("input", "faults", "properties", "oracles")
-MUTANTS = [(name, name, *row) for name in SCRIPTS for row in importlib.import_module(f"test_{name}").MUTANTS]
+BROKEN = (*SCRIPTS, "evaluate")
+MUTANTS = [(name, name, *row) for name in BROKEN for row in importlib.import_module(f"test_{name}").MUTANTS]
 MUTANTS += [(tests, *row) for tests in OF_ALL for row in importlib.import_module(f"test_{tests}").MUTANTS]
 
 
