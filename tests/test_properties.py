@@ -319,10 +319,7 @@ def test_what_is_due_is_done_as_often_as_the_steps_ask(script):
 
 
 def interval(x):
-    """bootstrap_interval of the interquartile mean, whichever order its arguments have."""
-    if next(iter(inspect.signature(evaluate.bootstrap_interval).parameters)) == "statistic":
-        return evaluate.bootstrap_interval(evaluate.iqm, x)
-    return evaluate.bootstrap_interval(x, evaluate.iqm, np.random.default_rng(0))
+    return evaluate.bootstrap_interval(evaluate.iqm, x)
 
 
 def test_statistics_are_those_of_plain_loops():
