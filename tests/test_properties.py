@@ -183,7 +183,7 @@ def test_priorities_and_weights_are_those_of_plain_loops():
     for _ in range(200):
         n, alpha, beta = int(rng.integers(1, 30)), rng.random(), rng.random()
         error = rng.normal(size=n) * 10 ** rng.uniform(-4, 4)
-        scaled = per_aux_dqn.priority(error, alpha)
+        scaled = per_aux_dqn.priority(error, alpha, 1e-3)
         assert scaled == pytest.approx([(abs(delta) + 1e-3) ** alpha for delta in error])
         p = scaled / scaled.sum()
         weight = per_aux_dqn.importance_weight(p, n, beta)
