@@ -14,7 +14,6 @@ Differences from the papers:
 
 import copy
 import dataclasses
-import itertools
 import json
 import random
 import re
@@ -112,12 +111,19 @@ class Args(gridworld.EnvArgs):
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
         self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), num_sources=(1, self.num_envs))
         self.check(inner_updates=(1, 1e9), meta_step_size=(0, 1))
-        for name, most in ("source_timesteps", self.total_timesteps), ("target_start_e", 1), ("target_learning_rate", 1):
+        for name, most in (
+            ("source_timesteps", self.total_timesteps),
+            ("target_start_e", 1),
+            ("target_learning_rate", 1),
+        ):
             if getattr(self, name) is not None:
                 self.check(**{name: (0, most)})
         if self.env_id not in gridworld.GRID_IDS or self.random_goal:
             given = "--random-goal" if self.random_goal else f"--env-id {self.env_id}"
             raise ValueError(f"--env-id must be a grid world, with one goal: sources have others; got {given}")
+        one_hot = self.env_id == "GridWorld-v0" and self.observation in (None, "onehot")
+        if self.method == "uvfa" and (not one_hot or self.source == "maps" or "K" in self.make_env().unwrapped.map):
+            raise ValueError("--method uvfa needs GridWorld-v0, observation onehot, no keys and not --source maps")
         if self.method != "scratch":
             Sources(self)
 
@@ -158,11 +164,13 @@ def times_due(step: int, every: int, stride: int) -> int:
     return step // every - (step - stride) // every
 
 
-def for_all_goals(reward: Tensor, terminated: Tensor, arrived: Tensor, own: int, rewards: tuple) -> tuple[Tensor, Tensor]:
-    """What transitions would have been for each of G goals: r_g and terminated_g (UVFA, D5), (B, G) float each.
+def for_all_goals(
+    reward: Tensor, terminated: Tensor, arrived: Tensor, own: int, rewards: tuple
+) -> tuple[Tensor, Tensor]:
+    """Transitions as they would have been for each of G goals: r_g and terminated_g (UVFA, D5), (B, G) float each.
 
-    Arriving at g gives the goal's reward and ends; arriving at the goal `own` that was pursued is a step like others for
-    the rest; traps end for all. reward, terminated (B,) float; arrived (B, G) bool; rewards (of a goal, of a step).
+    Arriving at g gives the reward of a goal and ends. Arriving at `own`, the goal pursued, is a step like others for the
+    rest; traps end for all. reward, terminated (B,) float; arrived (B, G) bool; rewards: of a goal, of a step.
     """
     goal_reward, step_reward = rewards
     at_own = arrived[:, own]
@@ -192,8 +200,9 @@ def curve_measures(steps: list[int], scores: list[float]) -> dict[str, float]:
     """The mean of a curve over its steps (trapezoids), and the step from which 0.95 is kept, if there is one."""
     span = steps[-1] - steps[0]
     area = np.trapezoid(scores, steps) / span if span else scores[0]
-    late = list(itertools.takewhile(lambda point: point[1] >= 0.95, zip(reversed(steps), reversed(scores))))
-    return {"area": float(area)} | ({"steps_to_kept_95": late[-1][0]} if late else {})
+    below = [i for i, score in enumerate(scores) if score < 0.95]
+    kept = steps[below[-1] + 1 :] if below else steps
+    return {"area": float(area)} | ({"steps_to_kept_95": kept[0]} if kept else {})
 
 
 def area_ratio(area: np.ndarray, scratch: np.ndarray) -> tuple[float, float, float]:
@@ -254,18 +263,18 @@ class ProgressiveQNetwork(QNetwork):
 
 
 class UniversalQNetwork(QNetwork):
-    """Q(s, a, g) = phi(s) . psi_a(g), two streams (section 3 of Schaul et al.): a head is a function of the goal.
+    """Q(s, a, g) = phi(s) . psi_a(g), the two streams of Schaul et al.: the head of a task is a function of its goal.
 
-    goals (G + 1, F) float are features of the goals, the target's last. (B, D) float -> (B, G + 1, A) float.
+    goals (G + 1, F) float are the features of the goals, the target's last. (B, D) float -> (B, G + 1, A) float.
     """
 
     def __init__(self, obs_dim: int, n_actions: int, goals: Tensor) -> None:
         super().__init__(obs_dim, n_actions, 0)
         self.register_buffer("goals", goals)
-        self.psi = nn.Sequential(nn.Linear(goals.shape[1], 120), nn.ReLU(), nn.Linear(120, n_actions * 85))
+        self.psi = nn.Linear(goals.shape[1], n_actions * 85)  # for each action 84 weights and a bias
 
     def forward(self, obs: Tensor) -> Tensor:
-        heads = self.psi(self.goals).unflatten(1, (-1, 85))  # (G + 1, A, 84 weights and a bias)
+        heads = self.psi(self.goals).unflatten(1, (-1, 85))
         return torch.einsum("bn,gan->bga", self.hidden(obs)[1], heads[..., :84]) + heads[..., 84]
 
     def for_target(self) -> "UniversalQNetwork":
@@ -323,44 +332,45 @@ class ReplayBuffer:
 
 
 class Sources:
-    """The source tasks, drawn from the seed, none of them the target; and the goals that uvfa learns.
+    """The source tasks, drawn from the seed, none of them the target.
 
-    near draws goals from the sixth of the cells nearest to the target's, far from the farther half, maps other maps with
-    as many cells, but never those for testing. The observations of unrelated sources are those of near, with their
-    entries in another order: as a control, for what is known of the sources then says nothing about the target.
+    near draws goals from the sixth of the cells that is nearest to the target's goal, far from the farther half, maps
+    other maps with as many cells and never one for testing. unrelated is near with the entries of observations in
+    another order: the same tasks, but what is learned of them says nothing about the target; a control.
     """
 
     def __init__(self, args: Args) -> None:
-        rng, env = np.random.default_rng(args.seed), args.make_env()
-        self.args, self.grid, self.order = args, env.unwrapped, np.arange(env.observation_space.shape[0])
+        rng, self.args, self.grid = np.random.default_rng(args.seed), args, args.make_env().unwrapped
+        self.order = np.arange(args.make_env().observation_space.shape[0])
         if args.source == "unrelated":
             self.order = rng.permutation(self.order)
-        self.goals, tasks = self.draw_goals(rng)
-        if args.source == "maps":
-            tasks = self.draw_maps(rng)
-        self.envs = [self.make_env(task) for task in tasks]
+        self.pursued, self.goals = self.draw_goals(rng)
+        self.tasks = self.draw_maps(rng) if args.source == "maps" else [self.with_goal(cell) for cell in self.pursued]
+        self.envs = [self.make_env(task) for task in self.tasks]
         self.bounds = [(gridworld.random_return(env), gridworld.optimal_return(env)) for env in self.envs]
 
-    def draw_goals(self, rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """75 % of the cells that can be goals, those of the sources first, (G,); and the sources as flags."""
-        args, grid = self.args, self.grid
-        anywhere = args.make_env(flatten=False, random_goal=True).unwrapped
-        goals = np.unique(anywhere.goal_of[anywhere.start_states])  # what can be reached
-        steps = -gridworld.solve(args.make_env(flatten=False, slip=0.0, step_reward=-1.0, goal_reward=-1.0)).max(axis=1)
-        goals = goals[np.isin(grid.symbol[goals], [".", " "])]
-        goals = goals[np.argsort(steps[goals], kind="stable")]  # the nearest to G first
-        near, far = goals[: max(args.num_sources, len(goals) // 6)], goals[len(goals) // 2 :]
-        pool = far if args.source == "far" else near
-        if args.num_sources > len(pool):
-            raise ValueError(f"--num-sources must be between 1 and {len(pool)} on this map, got {args.num_sources}")
-        pursued = rng.choice(pool, args.num_sources, replace=False)
-        others = rng.permutation(np.setdiff1d(goals, pursued))[: max(0, len(goals) * 3 // 4 - len(pursued))]
-        tasks = []
-        for cell in pursued:
-            rows = np.where(grid.map == "G", ".", grid.map)
-            rows[tuple(grid.cells[cell])] = "G"
-            tasks.append({"layout": "\n".join(map("".join, rows)) + "\n", "size": None})
-        return np.append(pursued, others), tasks
+    def draw_goals(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The cells of the sources' goals (K,), and 75 % of all possible ones (G,), those first, which uvfa learns."""
+        anywhere = self.args.make_env(flatten=False, random_goal=True).unwrapped
+        cells = np.unique(anywhere.goal_of[anywhere.start_states])  # those that a start leads to
+        cells = cells[np.isin(self.grid.symbol[cells], [".", " "])]
+        counting = self.args.make_env(flatten=False, slip=0.0, step_reward=-1.0, goal_reward=-1.0)
+        cells = cells[
+            np.argsort(-gridworld.solve(counting).max(axis=1)[cells], kind="stable")
+        ]  # the nearest to G first
+        near = cells[: max(self.args.num_sources, len(cells) // 6)]
+        pool = cells[len(cells) // 2 :] if self.args.source == "far" else near
+        if self.args.num_sources > len(pool):
+            raise ValueError(f"--num-sources must be at most {len(pool)} on this map, got {self.args.num_sources}")
+        pursued = rng.choice(pool, self.args.num_sources, replace=False)
+        others = rng.permutation(np.setdiff1d(cells, pursued))[: max(0, len(cells) * 3 // 4 - len(pursued))]
+        return pursued, np.append(pursued, others)
+
+    def with_goal(self, cell: int) -> dict[str, Any]:
+        """The flags that make the same map with its goal in another cell."""
+        rows = np.where(self.grid.map == "G", ".", self.grid.map)
+        rows[tuple(self.grid.cells[cell])] = "G"
+        return {"layout": "\n".join(map("".join, rows)) + "\n", "size": None}
 
     def draw_maps(self, rng: np.random.Generator) -> list[dict[str, Any]]:
         args, tasks = self.args, {}
@@ -372,7 +382,9 @@ class Sources:
                 tasks[text] = {"layout_seed": seed}
             if len(tasks) == args.num_sources:
                 return list(tasks.values())
-        raise ValueError(f"--num-sources: {len(tasks)} maps as large as the target's were found, got {args.num_sources}")
+        raise ValueError(
+            f"--num-sources must be at most {len(tasks)}, the other maps of this size, got {args.num_sources}"
+        )
 
     def make_env(self, task: dict[str, Any]) -> gym.Env:
         env = self.args.make_env(**task)
@@ -380,38 +392,36 @@ class Sources:
 
     def make_vec(self, num_envs: int) -> gym.vector.VectorEnv:
         """Environment i plays source i, and so on round."""
-        makers = [lambda i=i: copy.deepcopy(self.envs[i % len(self.envs)]) for i in range(num_envs)]
+        makers = [lambda i=i: self.make_env(self.tasks[i % len(self.tasks)]) for i in range(num_envs)]
         return gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def observe_all(self, env: gym.Env) -> np.ndarray:
+        return gridworld.observe_all(env)[:, self.order]
 
     def score(self, network: nn.Module) -> float:
         """Mean over the sources of the score of their greedy policies, exact."""
         scores = []
         for i, (env, (worst, best)) in enumerate(zip(self.envs, self.bounds, strict=True)):
-            action = q_values(network, gridworld.observe_all(env)[:, self.order])[:, i].argmax(axis=1)
+            action = q_values(network, self.observe_all(env))[:, i].argmax(axis=1)
             value = policy_return(env, action) @ env.unwrapped.initial_state_distrib
             scores.append((value - worst) / (best - worst))
         return float(np.mean(scores))
 
     def goal_features(self, cells: np.ndarray) -> Tensor:
-        """exp(-d^2 / 2), d the distance in cells, of each cell of the map to goals: (G, cells) float; neighbours are alike."""
+        """exp(-d^2 / 2) for the distance d in cells from each cell to G goals: (G, cells) float; so neighbours are alike."""
         square = np.square(self.grid.cells[cells][:, None] - self.grid.cells).sum(axis=2)
         return torch.tensor(np.exp(-0.5 * square), dtype=torch.float32)
 
-    def goal_obs(self) -> Tensor:
-        """The observation of each goal's cell: (G, D) float."""
-        return torch.tensor(gridworld.observe_all(self.args.make_env())[self.goals][:, self.order])
-
     def goals_reached(self, network: UniversalQNetwork) -> tuple[float, float]:
-        """The shares of the training goals and of all others that the greedy policy reaches from the start, exact."""
+        """The shares of the goals learned and of all others that the greedy policy reaches from the start, exact."""
         rewards = {"step_reward": 0.0, "goal_reward": 1.0, "trap_reward": 0.0}  # the return is the chance to arrive
         env = self.args.make_env(flatten=False, random_goal=True, random_start=False, **rewards)
-        everywhere, network = env.unwrapped, copy.deepcopy(network)
-        network.goals = self.goal_features(np.unique(everywhere.goal_of)).to(network.goals.device)
-        q = q_values(network, gridworld.observe_all(self.args.make_env())[:, self.order])  # (S, G, A)
-        start = everywhere.start_states
+        network, states, start = copy.deepcopy(network), env.unwrapped.goal_of, env.unwrapped.start_states
+        network.goals = self.goal_features(np.unique(states)).to(network.goals.device)
+        q = q_values(network, self.observe_all(self.args.make_env()))  # (states, goals, A)
         reached = policy_return(env, q.argmax(axis=2).T.ravel())[start]
-        trained = np.isin(everywhere.goal_of[start], self.goals)
-        return float(reached[trained].mean()), float(reached[~trained].mean())
+        learned = np.isin(states[start], self.goals)
+        return float(reached[learned].mean()), float(reached[~learned].mean())
 
 
 # ----------------------------------------------------------------------------- shared by every script
@@ -552,34 +562,41 @@ class Run:
 
 @torch.no_grad()
 def q_values(network: nn.Module, obs: np.ndarray) -> np.ndarray:
-    """(B, D) -> (B, tasks, A); the last task is the target."""
+    """(B, D) -> (B, tasks, A), the target being the last task."""
     return network(torch.as_tensor(obs, device=next(network.parameters()).device)).cpu().numpy()
 
 
+def greedy(network: nn.Module):
+    """The greedy policy on the target."""
+    return lambda obs, start=None: q_values(network, obs)[:, -1].argmax(axis=1)
+
+
 def learn(run: Run, network: nn.Module, sources: Sources | None, rng: np.random.Generator) -> None:
-    """Train `network` on the sources, or on the target if there are none: dqn.py, with a head for each task."""
+    """Train `network` on the sources or, without any, on the target: dqn.py, but a head and a buffer for each task."""
     args, first, updates = run.args, run.step, 0
     last, start_e, learning_rate = args.source_steps(), args.start_e, args.learning_rate
     if not sources:
         last = args.total_timesteps
         start_e = start_e if args.target_start_e is None else args.target_start_e
         learning_rate = learning_rate if args.target_learning_rate is None else args.target_learning_rate
-    envs = sources.make_vec(args.num_envs) if sources else args.make_vec(args.num_envs)
+    envs = (sources or args).make_vec(args.num_envs)
     obs_dim, n_actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
-    buffers = [ReplayBuffer(args.buffer_size, obs_dim) for _ in (sources.envs if sources else [args])]  # one for each task
-    plays = np.arange(args.num_envs) % len(buffers)  # (N,) the task of each environment
+    buffers = [ReplayBuffer(args.buffer_size, obs_dim) for _ in range(args.num_sources if sources else 1)]
+    plays = np.arange(args.num_envs) % len(buffers)  # the task of each environment
     target = copy.deepcopy(network).requires_grad_(False)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
-    universal, reptile = (bool(sources) and args.method == name for name in ("uvfa", "reptile"))
-    goal_obs = sources.goal_obs().to(args.device) if universal else None
-
-    def greedy(obs: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-        return q_values(network, obs)[:, -1].argmax(axis=1)
+    optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)  # nothing is kept of the sources' optimizer
+    universal, reptile = (sources is not None and args.method == name for name in ("uvfa", "reptile"))
+    if universal:
+        cells = sources.observe_all(args.make_env())[sources.goals]
+        rewards, goal_obs = (
+            (sources.grid.goal_reward, sources.grid.step_reward),
+            torch.tensor(cells, device=args.device),
+        )
 
     obs, _ = envs.reset(seed=args.seed)  # seeded once: a seed on every reset would replay one episode
     if run.step:
-        run.returns[:], run.lengths[:] = 0.0, 0.0  # the sources' last episodes were not finished
+        run.returns[:], run.lengths[:] = 0.0, 0.0  # the last episodes on the sources were not finished
     for step in range(first + args.num_envs, last + args.num_envs, args.num_envs):
         # Act epsilon-greedily, one step in each environment.
         epsilon = linear_schedule(start_e, args.end_e, args.exploration_fraction * (last - first), step - first)
@@ -596,9 +613,10 @@ def learn(run: Run, network: nn.Module, sources: Sources | None, rng: np.random.
         obs = next_obs
         run.record(step, reward, ended)
 
-        # Learn from replayed transitions of one task after the other, eq. (2).
-        due = times_due(step, args.train_frequency, args.num_envs) if step - first > args.learning_starts else 0
-        for _ in range(due):
+        # Learn from replayed transitions, eq. (2), of one task after the other.
+        for _ in range(
+            times_due(step, args.train_frequency, args.num_envs) if step - first > args.learning_starts else 0
+        ):
             task = updates // (args.inner_updates if reptile else 1) % len(buffers)
             if reptile and updates % args.inner_updates == 0:
                 network.start(task)
@@ -608,16 +626,15 @@ def learn(run: Run, network: nn.Module, sources: Sources | None, rng: np.random.
             q = network(b_obs)  # (B, K + 1, A)
             with torch.no_grad():
                 next_q = target(b_next_obs)
-            if universal:  # for all goals, (B G,) and (B G, A)
-                arrived = b_next_obs @ goal_obs.T == 1  # one-hot
-                rewards = sources.grid.goal_reward, sources.grid.step_reward
+            if universal:  # a batch of B x G
+                arrived = b_next_obs @ goal_obs.T == 1  # observations are one-hot
                 outcome = for_all_goals(b_reward, b_terminated, arrived, task, rewards)
                 b_reward, b_terminated = (column.flatten() for column in outcome)
-                b_action = b_action.repeat_interleave(len(sources.goals))
+                b_action = b_action.repeat_interleave(len(goal_obs))
                 q, next_q = q[:, :-1].flatten(0, 1), next_q[:, :-1].flatten(0, 1)
             else:
                 q, next_q = q[:, task], next_q[:, task]
-            y = td_target(b_reward, b_terminated, next_q, args.gamma)  # (B,)
+            y = td_target(b_reward, b_terminated, next_q, args.gamma)
             loss = td_loss(q, b_action, y)
             optimizer.zero_grad()
             loss.backward()
@@ -629,7 +646,7 @@ def learn(run: Run, network: nn.Module, sources: Sources | None, rng: np.random.
             run.log({"losses/td_loss": loss.item(), "losses/mean_target": y.mean().item()})
         if times_due(step, args.target_network_frequency, args.num_envs):
             torch._foreach_copy_(list(target.parameters()), list(network.parameters()))
-        run.evaluate(greedy)
+        run.evaluate(greedy(network))
         if sources and step in run.evaluations:
             run.log({"eval/source_score": sources.score(network)})
 
@@ -640,48 +657,48 @@ def train(args: Args) -> nn.Module:
     obs_dim, n_actions = env.observation_space.shape[0], int(env.action_space.n)
     sources = None if args.method == "scratch" else Sources(args)
     if args.method == "uvfa":
-        goals = np.append(sources.goals, env.unwrapped.goal_cell)
-        network = UniversalQNetwork(obs_dim, n_actions, sources.goal_features(goals))
+        goals = sources.goal_features(np.append(sources.goals, sources.grid.goal_cell))
+        network = UniversalQNetwork(obs_dim, n_actions, goals)
+    elif args.method == "reptile":
+        theta = QNetwork(obs_dim, n_actions)
+        network = ReptileQNetwork(copy.deepcopy(theta) for _ in range(args.num_sources + 1))
     else:
-        network = QNetwork(obs_dim, n_actions, args.num_sources if sources and args.method != "reptile" else 1)
-    if args.method == "reptile":
-        network = ReptileQNetwork(copy.deepcopy(network) for _ in range(args.num_sources + 1))
+        network = QNetwork(obs_dim, n_actions, args.num_sources if sources else 1)
     network.to(args.device)
 
-    def greedy(obs: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-        return q_values(network, obs)[:, -1].argmax(axis=1)
-
     with Run(args) as run:
-        untrained = run.play(greedy)["score"]
+        untrained = run.play(greedy(network))["score"]
         if sources:
             learn(run, network, sources, rng)
             run.log({"eval/source_score": sources.score(network)})
             if args.method == "uvfa":
-                trained, held_out = sources.goals_reached(network)
-                run.log({"eval/goal_success": trained, "eval/heldout_success": held_out})
+                learned, held_out = sources.goals_reached(network)
+                run.log({"eval/goal_success": learned, "eval/heldout_success": held_out})
             if args.method == "progressive":
                 network = ProgressiveQNetwork(network, obs_dim, n_actions).to(args.device)
             else:
                 network = network.for_target()
             if args.method == "frozen":
-                network.layer1.requires_grad_(False)
-                network.layer2.requires_grad_(False)
+                network.requires_grad_(False).heads.requires_grad_(True)
 
         # The target, from its first step.
-        first, zero_shot, before = run.step, run.play(greedy)["score"], q_values(network, gridworld.observe_all(env))
-        run.log({"eval/zero_shot": zero_shot, "transfer/jump_start": zero_shot - untrained, "transfer/source_steps": first})
+        first, zero_shot = run.step, run.play(greedy(network))["score"]
+        run.log({"eval/zero_shot": zero_shot, "transfer/jump_start": zero_shot - untrained})
+        before = q_values(network, gridworld.observe_all(env))[:, -1]
         learn(run, network, None, rng)
-        run.evaluate(greedy, force=True)
+        run.evaluate(greedy(network), force=True)
         later = {step - first: means["score"] for step, means in run.evaluations.items() if step > first}
         measures = curve_measures([0, *later], [zero_shot, *later.values()])
+        measures |= {"source_steps": first, "target_steps": run.step - first}
         run.log({f"transfer/{name}": value for name, value in measures.items()})
-        run.log({"transfer/target_steps": run.step - first})
-        panels = {"max Q(s, a) before the first step on the target": before}
-        panels["after the last"] = q_values(network, gridworld.observe_all(env))
-        panels = {title: (q[:, -1].max(axis=1), q[:, -1].argmax(axis=1), None) for title, q in panels.items()}
+        shown = {"before the target: max Q(s, a) and the greedy action": before, "after it": None}
+        shown["after it"] = q_values(network, gridworld.observe_all(env))[:, -1]
+        panels = {title: (q.max(axis=1), q.argmax(axis=1), None) for title, q in shown.items()}
         run.picture("policy", gridworld.draw(env, panels))
-        kept = measures.get("steps_to_kept_95", "no")
-        run.finish(greedy, network.state_dict(), f"; zero-shot {zero_shot:.3f}, 0.95 kept from {kept} target steps on")
+        note = (
+            f"; before the target {zero_shot:.3f}, 0.95 kept after {measures.get('steps_to_kept_95', 'no')} steps of it"
+        )
+        run.finish(greedy(network), network.state_dict(), note)
     return network
 
 
