@@ -225,23 +225,22 @@ class QNetwork(nn.Module):
     def __init__(self, obs_dim: int, n_actions: int, n_tasks: int = 1) -> None:
         super().__init__()
         self.layer1, self.layer2 = nn.Linear(obs_dim, 120), nn.Linear(120, 84)
-        self.heads = nn.ModuleList(nn.Linear(84, n_actions) for _ in range(n_tasks))
+        self.heads, self.n_tasks = nn.Linear(84, n_tasks * n_actions), n_tasks
 
     def hidden(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         h1 = F.relu(self.layer1(obs))
         return h1, F.relu(self.layer2(h1))
 
     def forward(self, obs: Tensor) -> Tensor:
-        h2 = self.hidden(obs)[1]
-        q = torch.stack([head(h2) for head in self.heads], dim=1)
-        return q if len(self.heads) == 1 else torch.cat([q, q.mean(dim=1, keepdim=True)], dim=1)
+        q = self.heads(self.hidden(obs)[1]).unflatten(1, (self.n_tasks, -1))
+        return q if self.n_tasks == 1 else torch.cat([q, q.mean(dim=1, keepdim=True)], dim=1)
 
     def for_target(self) -> "QNetwork":
         """A copy with one head, the mean of all."""
-        network, heads = copy.deepcopy(self), [list(head.parameters()) for head in self.heads]
-        network.heads = network.heads[:1]
-        for parameter, same in zip(network.heads.parameters(), zip(*heads, strict=True), strict=True):
-            parameter.data = torch.stack(same).detach().mean(dim=0)
+        network = copy.deepcopy(self)
+        for parameter in network.heads.parameters():
+            parameter.data = parameter.data.unflatten(0, (self.n_tasks, -1)).mean(dim=0)
+        network.n_tasks = 1
         return network
 
 
@@ -259,7 +258,7 @@ class ProgressiveQNetwork(QNetwork):
     def forward(self, obs: Tensor) -> Tensor:
         column1, column2 = self.column.hidden(obs)
         h2 = F.relu(self.layer2(F.relu(self.layer1(obs))) + self.lateral2(column1))
-        return (self.heads[0](h2) + self.lateral3(column2))[:, None]
+        return (self.heads(h2) + self.lateral3(column2))[:, None]
 
 
 class UniversalQNetwork(QNetwork):
@@ -269,12 +268,12 @@ class UniversalQNetwork(QNetwork):
     """
 
     def __init__(self, obs_dim: int, n_actions: int, goals: Tensor) -> None:
-        super().__init__(obs_dim, n_actions, 0)
+        super().__init__(obs_dim, n_actions)
         self.register_buffer("goals", goals)
-        self.psi = nn.Linear(goals.shape[1], n_actions * 85)  # for each action 84 weights and a bias
+        self.heads = nn.Linear(goals.shape[1], n_actions * 85)  # for each action 84 weights and a bias
 
     def forward(self, obs: Tensor) -> Tensor:
-        heads = self.psi(self.goals).unflatten(1, (-1, 85))
+        heads = self.heads(self.goals).unflatten(1, (-1, 85))
         return torch.einsum("bn,gan->bga", self.hidden(obs)[1], heads[..., :84]) + heads[..., 84]
 
     def for_target(self) -> "UniversalQNetwork":
