@@ -111,13 +111,8 @@ class Args(gridworld.EnvArgs):
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
         self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), num_sources=(1, self.num_envs))
         self.check(inner_updates=(1, 1e9), meta_step_size=(0, 1))
-        for name, most in (
-            ("source_timesteps", self.total_timesteps),
-            ("target_start_e", 1),
-            ("target_learning_rate", 1),
-        ):
-            if getattr(self, name) is not None:
-                self.check(**{name: (0, most)})
+        optional = {"source_timesteps": self.total_timesteps, "target_start_e": 1, "target_learning_rate": 1}
+        self.check(**{name: (0, most) for name, most in optional.items() if getattr(self, name) is not None})
         if self.env_id not in gridworld.GRID_IDS or self.random_goal:
             given = "--random-goal" if self.random_goal else f"--env-id {self.env_id}"
             raise ValueError(f"--env-id must be a grid world, with one goal: sources have others; got {given}")
@@ -169,8 +164,8 @@ def for_all_goals(
 ) -> tuple[Tensor, Tensor]:
     """Transitions as they would have been for each of G goals: r_g and terminated_g (UVFA, D5), (B, G) float each.
 
-    Arriving at g gives the reward of a goal and ends. Arriving at `own`, the goal pursued, is a step like others for the
-    rest; traps end for all. reward, terminated (B,) float; arrived (B, G) bool; rewards: of a goal, of a step.
+    Arriving at g gives the reward of a goal and ends. Arriving at `own`, the goal pursued, is a step like others for
+    the rest; traps end for all. reward, terminated (B,) float; arrived (B, G) bool; rewards: of a goal, of a step.
     """
     goal_reward, step_reward = rewards
     at_own = arrived[:, own]
@@ -333,7 +328,7 @@ class ReplayBuffer:
 class Sources:
     """The source tasks, drawn from the seed, none of them the target.
 
-    near draws goals from the sixth of the cells that is nearest to the target's goal, far from the farther half, maps
+    near draws goals from the seventh of the cells that is nearest to the target's goal, far from the farther half, maps
     other maps with as many cells and never one for testing. unrelated is near with the entries of observations in
     another order: the same tasks, but what is learned of them says nothing about the target; a control.
     """
@@ -353,11 +348,10 @@ class Sources:
         anywhere = self.args.make_env(flatten=False, random_goal=True).unwrapped
         cells = np.unique(anywhere.goal_of[anywhere.start_states])  # those that a start leads to
         cells = cells[np.isin(self.grid.symbol[cells], [".", " "])]
-        counting = self.args.make_env(flatten=False, slip=0.0, step_reward=-1.0, goal_reward=-1.0)
-        cells = cells[
-            np.argsort(-gridworld.solve(counting).max(axis=1)[cells], kind="stable")
-        ]  # the nearest to G first
-        near = cells[: max(self.args.num_sources, len(cells) // 6)]
+        costs = {"slip": 0.0, "step_reward": -1.0, "goal_reward": -1.0, "trap_reward": -1e6}  # the return counts steps
+        steps = -gridworld.solve(self.args.make_env(flatten=False, **costs)).max(axis=1)
+        cells = cells[np.argsort(steps[cells], kind="stable")]  # the nearest to G first
+        near = cells[: max(self.args.num_sources, len(cells) // 7)]
         pool = cells[len(cells) // 2 :] if self.args.source == "far" else near
         if self.args.num_sources > len(pool):
             raise ValueError(f"--num-sources must be at most {len(pool)} on this map, got {self.args.num_sources}")
@@ -381,9 +375,7 @@ class Sources:
                 tasks[text] = {"layout_seed": seed}
             if len(tasks) == args.num_sources:
                 return list(tasks.values())
-        raise ValueError(
-            f"--num-sources must be at most {len(tasks)}, the other maps of this size, got {args.num_sources}"
-        )
+        raise ValueError(f"--num-sources must be at most {len(tasks)} for these maps, got {args.num_sources}")
 
     def make_env(self, task: dict[str, Any]) -> gym.Env:
         env = self.args.make_env(**task)
@@ -403,11 +395,11 @@ class Sources:
         for i, (env, (worst, best)) in enumerate(zip(self.envs, self.bounds, strict=True)):
             action = q_values(network, self.observe_all(env))[:, i].argmax(axis=1)
             value = policy_return(env, action) @ env.unwrapped.initial_state_distrib
-            scores.append((value - worst) / (best - worst))
+            scores.append((value - worst) / max(best - worst, 1e-9))  # equal where no time is left to arrive
         return float(np.mean(scores))
 
     def goal_features(self, cells: np.ndarray) -> Tensor:
-        """exp(-d^2 / 2) for the distance d in cells from each cell to G goals: (G, cells) float; so neighbours are alike."""
+        """exp(-d^2 / 2), d in cells from G goals to each cell, so that neighbours are alike: (G, cells) float."""
         square = np.square(self.grid.cells[cells][:, None] - self.grid.cells).sum(axis=2)
         return torch.tensor(np.exp(-0.5 * square), dtype=torch.float32)
 
