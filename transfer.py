@@ -9,7 +9,8 @@ Differences from the papers:
     D1-D3 are those of dqn.py: Adam and the Huber loss, truncation bootstraps, several environments side by side.
     D4. Progressive: linear laterals of eq. (1) without the adapters of eq. (2); the sources share one column.
     D5. UVFA: the agent pursues the goals of the sources, and learns from each transition for all training goals.
-    D6. Reptile: the loss of a source needs targets, from a copy of its own adapted weights; inner steps are Adam's.
+    D6. Reptile: values need targets, which come from a copy of the weights adapted to the same source; the inner steps
+        are Adam's, whose moments last, and go on while the sources are played.
 """
 
 import copy
@@ -242,7 +243,7 @@ class QNetwork(nn.Module):
 class ProgressiveQNetwork(QNetwork):
     """A new column beside that of the sources, which stays as it is: (B, D) float -> (B, 1, A) float.
 
-    h_i = f(W_i h_(i-1) + U_i h'_(i-1)), eq. (1) of Rusu et al., where h' are the hidden layers of the sources' column.
+    h_i = f(W_i h_(i-1) + U_i h'_(i-1)), eq. (1) of Rusu et al., D4; h' are the hidden layers of the sources' column.
     """
 
     def __init__(self, column: QNetwork, obs_dim: int, n_actions: int) -> None:
@@ -579,11 +580,8 @@ def learn(run: Run, network: nn.Module, sources: Sources | None, rng: np.random.
     optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)  # nothing is kept of the sources' optimizer
     universal, reptile = (sources is not None and args.method == name for name in ("uvfa", "reptile"))
     if universal:
-        cells = sources.observe_all(args.make_env())[sources.goals]
-        rewards, goal_obs = (
-            (sources.grid.goal_reward, sources.grid.step_reward),
-            torch.tensor(cells, device=args.device),
-        )
+        goal_obs = torch.tensor(sources.observe_all(args.make_env())[sources.goals], device=args.device)  # (G, D)
+        rewards = sources.grid.goal_reward, sources.grid.step_reward
 
     obs, _ = envs.reset(seed=args.seed)  # seeded once: a seed on every reset would replay one episode
     if run.step:
@@ -605,19 +603,18 @@ def learn(run: Run, network: nn.Module, sources: Sources | None, rng: np.random.
         run.record(step, reward, ended)
 
         # Learn from replayed transitions, eq. (2), of one task after the other.
-        for _ in range(
-            times_due(step, args.train_frequency, args.num_envs) if step - first > args.learning_starts else 0
-        ):
+        due = times_due(step, args.train_frequency, args.num_envs)
+        for _ in range(due if step - first > args.learning_starts else 0):
             task = updates // (args.inner_updates if reptile else 1) % len(buffers)
             if reptile and updates % args.inner_updates == 0:
-                network.start(task)
+                network.start(task)  # D6: `target` still holds what it was adapted to
             b_obs, b_action, b_reward, b_next_obs, b_terminated = (
                 column.to(args.device) for column in buffers[task].sample(args.batch_size, rng)
             )
             q = network(b_obs)  # (B, K + 1, A)
             with torch.no_grad():
                 next_q = target(b_next_obs)
-            if universal:  # a batch of B x G
+            if universal:  # D5: B x G transitions
                 arrived = b_next_obs @ goal_obs.T == 1  # observations are one-hot
                 outcome = for_all_goals(b_reward, b_terminated, arrived, task, rewards)
                 b_reward, b_terminated = (column.flatten() for column in outcome)
@@ -682,13 +679,12 @@ def train(args: Args) -> nn.Module:
         measures = curve_measures([0, *later], [zero_shot, *later.values()])
         measures |= {"source_steps": first, "target_steps": run.step - first}
         run.log({f"transfer/{name}": value for name, value in measures.items()})
-        shown = {"before the target: max Q(s, a) and the greedy action": before, "after it": None}
-        shown["after it"] = q_values(network, gridworld.observe_all(env))[:, -1]
-        panels = {title: (q.max(axis=1), q.argmax(axis=1), None) for title, q in shown.items()}
+        after = q_values(network, gridworld.observe_all(env))[:, -1]
+        maps = {"zero-shot: max Q(s, a) and the greedy action": before, "after training on the target": after}
+        panels = {title: (q.max(axis=1), q.argmax(axis=1), None) for title, q in maps.items()}
         run.picture("policy", gridworld.draw(env, panels))
-        note = (
-            f"; before the target {zero_shot:.3f}, 0.95 kept after {measures.get('steps_to_kept_95', 'no')} steps of it"
-        )
+        kept = measures.get("steps_to_kept_95", "no")
+        note = f"; zero-shot {zero_shot:.3f}, 0.95 kept after {kept} of {run.step - first} steps on the target"
         run.finish(greedy(network), network.state_dict(), note)
     return network
 
