@@ -148,10 +148,10 @@ def test_progressive_column_by_hand():
 def test_universal_network_is_a_product_of_two_streams():
     """Goals with the same features have the same values, values are bilinear, the target's goal is the last."""
     torch.manual_seed(0)
-    goals = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+    goals = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 0.0], [0.0, 2.0]])
     network, obs = transfer.UniversalQNetwork(5, 4, goals), torch.rand(7, 5)
     q = network(obs)
-    assert q.shape == (7, 4, 4)
+    assert q.shape == (7, 5, 4)
     assert torch.allclose(q[:, 0], q[:, 3], atol=1e-6)
     assert torch.allclose(q[:, 2], (q[:, 0] + q[:, 1]) / 2, atol=1e-6)
     assert torch.allclose(network.for_target()(obs), q[:, -1:], atol=1e-6)
