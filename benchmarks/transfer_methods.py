@@ -1,0 +1,86 @@
+"""Every method of transfer.py and its controls against training from scratch, at equal steps on the target.
+
+Run:   python benchmarks/transfer_methods.py --task "--layout four_rooms" --seeds 10
+       trains what results/transfer.json lacks (about 10 seconds of one core a run, uvfa 25), and prints the table.
+
+All runs have 15 000 steps on the target and explore alike there; what the sources cost comes on top. Columns: score
+before the first step on the target, what that is above scratch, steps until 0.95 is kept (median, and how many seeds
+keep it), and the area under the curve against that of scratch with its 95 % interval. `near` are goals in the target's
+room, `far` in others; two controls have no sources (random features), one has sources that teach nothing of the target.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import read_log  # noqa: E402
+
+import transfer  # noqa: E402 (this file is run from its folder's parent)
+
+RESULTS = ROOT / "results" / "transfer.json"
+ROWS = {"scratch": "--method scratch --total-timesteps 15000"}
+for method in ("fine-tune", "progressive", "frozen", "reptile", "uvfa"):
+    ROWS |= {f"{method}, {source}": f"--method {method} --source {source}" for source in ("near", "far")}
+ROWS["fine-tune, unrelated"] = "--source unrelated"
+for method in ("progressive", "frozen"):
+    ROWS[f"{method}, random features"] = f"--method {method} --source-timesteps 0 --total-timesteps 15000"
+
+
+def curve(flags: str, seed: int) -> list[list[float]]:
+    """Steps on the target and the scores there, from the log of a run; the first is the zero-shot score."""
+    with tempfile.TemporaryDirectory() as folder:
+        transfer.train(tyro.cli(transfer.Args, args=[*shlex.split(flags), "--seed", str(seed), "--log-dir", folder]))
+        log = read_log(next(Path(folder).iterdir()))
+    first = log["transfer/source_steps"][0][1]
+    points = [(0, log["eval/zero_shot"][0][1])] + [(s - first, score) for s, score in log["eval/score"] if s > first]
+    return [list(column) for column in zip(*points, strict=True)]
+
+
+def table(curves: dict[str, dict[str, list]]) -> str:
+    """The rows that have been measured, as markdown. curves: {row: {seed: [steps, scores]}}."""
+    lines = ["| method, sources | seeds | zero-shot | jump start | 0.95 kept from | area | area / scratch [95 %] |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    base = [transfer.curve_measures(*c)["area"] for c in curves.get("scratch", {}).values()]
+    for row in filter(curves.get, ROWS):
+        measures = [transfer.curve_measures(*c) for c in curves[row].values()]
+        zero_shot, nothing = (np.mean([c[1][0] for c in curves[name].values()]) for name in (row, "scratch"))
+        kept = [m.get("steps_to_kept_95", np.inf) for m in measures]
+        area = [m["area"] for m in measures]
+        ratio, low, high = transfer.area_ratio(area, base)
+        share = f"{np.isfinite(kept).sum()} of {len(kept)}"
+        against = "1" if row == "scratch" else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+        median = f"{np.median(kept):,.0f}" if np.isfinite(np.median(kept)) else "never"
+        lines += [
+            f"| {row} | {len(area)} | {zero_shot:.2f} | {zero_shot - nothing:.2f} | {median}, {share} "
+            f"| {np.mean(area):.2f} | {against} |"
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="--layout four_rooms", help="flags that name the target")
+    parser.add_argument("--seeds", type=int, default=10, help="runs of each row, with seeds from 1 on")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="what to run")
+    args = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    curves = results.setdefault(args.task, {})
+    for row in args.rows:
+        for seed in map(str, range(1, args.seeds + 1)):
+            if seed not in curves.setdefault(row, {}):
+                curves[row][seed] = curve(f"{args.task} {ROWS[row]}", int(seed))
+                RESULTS.write_text(json.dumps(results) + "\n")
+    print(table(curves))
+
+
+if __name__ == "__main__":
+    main()
