@@ -122,6 +122,8 @@ class Args(gridworld.EnvArgs):
             raise ValueError(f"--levels {self.levels} needs GridWorld-v0, one goal, and observations onehot or coords")
         if self.levels == "size" and not isinstance(gridworld.LAYOUTS.get(self.layout or "empty"), tuple):
             raise ValueError(f"--levels size needs a --layout that has sizes, got {self.layout!r}")
+        if self.levels == "walls" and (self.make_env().unwrapped.map != "#").all():
+            raise ValueError(f"--levels walls needs a map with walls, got --layout {self.layout or 'empty'}")
 
     def make_env(self, flatten: bool = True, **changes) -> gym.Env:
         """As EnvArgs.make_env, but where levels have other walls, one-hot observations count all cells (D3)."""
@@ -176,13 +178,13 @@ def start_distances(table: dict, initial: np.ndarray) -> tuple[np.ndarray, float
     """
     moves = [(s, *move[1:]) for s in table for a in table[s] for move in table[s][a] if move[0] > 0 and move[1] != s]
     source, target, reward, ends = (np.array(column) for column in zip(*moves, strict=True))
-    best = reward[ends].max(initial=-np.inf)
+    best = float(max(reward[ends], default=np.inf))
     met, distance, last = initial > 0, np.full(len(initial), np.inf), None
     while last is None or not np.array_equal(last, (met, distance)):
         last = met.copy(), distance.copy()
         met[target[met[source] & ~ends]] = True
         np.minimum.at(distance, source, np.where(ends, np.where(reward == best, 1, np.inf), 1 + distance[target]))
-    return np.where(met, distance, np.inf), float(best)
+    return np.where(met, distance, np.inf), best
 
 
 def slope(times: Sequence[float], scores: Sequence[float]) -> float:

@@ -1,0 +1,328 @@
+"""The teachers by hand, the levels that they set, and the experiments of the papers."""
+
+import dataclasses
+import inspect
+import itertools
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import read_log
+
+import curriculum
+import dqn
+import gridworld
+
+SAME = "td_target td_loss linear_schedule times_due QNetwork ReplayBuffer".split()
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_learner_is_dqn(name):
+    """tests/test_dqn.py works these out by hand."""
+    assert inspect.getsource(getattr(curriculum, name)) == inspect.getsource(getattr(dqn, name))
+
+
+def test_without_a_teacher_it_is_dqn_to_the_weight(short_args):
+    task = {"random_start": True, "slip": 0.1}
+    args = short_args("curriculum", teacher="none", **task)
+    mine = curriculum.train(args)
+    flags = {f.name: getattr(args, f.name) for f in dataclasses.fields(dqn.Args) if f.name != "exp_name"}
+    other = dqn.train(dqn.Args(**flags))
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
+
+
+# ----------------------------------------------------------------------------- the teachers
+
+
+def test_slope_over_uneven_times_by_hand():
+    # t - mean t = -2, -1, 3 and x - mean x = -1, 0, 1: (2 + 0 + 3) / (4 + 1 + 9); as if evenly spaced it would be 1
+    assert curriculum.slope([0, 1, 5], [0, 1, 2]) == pytest.approx(5 / 14)
+    assert curriculum.slope([10, 12, 14], [1.0, 0.5, 0.0]) == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize("times", [[3], [3, 3]])
+def test_slope_is_unknown_at_one_time(times):
+    assert curriculum.slope(times, [0.0, 1.0][: len(times)]) == np.inf
+
+
+def test_the_fastest_progress_is_chosen_and_a_forgotten_level_comes_back():
+    chances = curriculum.progress_distribution(np.array([0.1, -0.5, 0.2, 0.0]), 0.2)
+    assert chances.tolist() == pytest.approx([0.05, 0.85, 0.05, 0.05])  # 0.8 for the steepest, 0.2 / 4 for each
+
+
+def test_levels_of_equal_progress_are_alike_and_untried_ones_come_first():
+    assert curriculum.progress_distribution(np.zeros(4), 0.0).tolist() == [0.25] * 4
+    assert curriculum.progress_distribution(np.array([0.9, np.inf, np.inf]), 0.0).tolist() == [0, 0.5, 0.5]
+
+
+def test_review_is_of_easier_levels():
+    assert curriculum.review_distribution(3, 5, 0.3).tolist() == pytest.approx([0.1, 0.1, 0.1, 0.7, 0])
+    assert curriculum.review_distribution(0, 3, 0.3).tolist() == [1, 0, 0]
+
+
+def test_timetable_gives_all_levels_but_the_last_equally_long():
+    levels = [curriculum.manual_level(step, 100, 5) for step in (0, 24, 25, 50, 99, 100, 5_000)]
+    assert levels == [0, 0, 1, 2, 3, 4, 4]
+    assert curriculum.manual_level(0, 0, 5) == 4
+
+
+@pytest.mark.parametrize(
+    ("level", "successes", "then"),
+    [
+        (2, 10 * [1], 3),
+        (2, 8 * [1] + 2 * [0], 3),  # exactly at the bound
+        (2, 7 * [1] + 3 * [0], 2),
+        (2, 3 * [1] + 7 * [0], 2),  # not below the bound
+        (2, 2 * [1] + 8 * [0], 1),
+        (2, 9 * [1], 2),  # the window is not full
+        (2, 9 * [0], 2),
+        (0, 10 * [0], 0),
+        (4, 10 * [1], 4),
+    ],
+)
+def test_threshold(level, successes, then, short_args):
+    assert curriculum.threshold_level(level, successes, short_args("curriculum"), 5) == then
+
+
+def teacher_of(short_args, kind, n_levels=4, **flags):
+    return curriculum.Teacher(short_args("curriculum", teacher=kind, **flags), n_levels)
+
+
+def test_successes_count_for_one_level_and_anew_after_a_change(short_args):
+    teacher = teacher_of(short_args, "threshold", window=3)
+    history = []
+    for level, success in [
+        (0, 1), (0, 1), (0, 1),  # three of three: up
+        (0, 1), (0, 1), (0, 1),  # on another level: nothing
+        (1, 1), (1, 1), (1, 0),  # two of three: stays
+        (1, 0), (1, 0),  # none of the last three: down, where the old successes are forgotten
+        (0, 1), (0, 1), (0, 1),  # so three are needed again
+        (1, 1), (1, 1), (1, 1),  # and here, too
+    ]:  # fmt: skip
+        teacher.hear(level, bool(success))
+        history.append(teacher.level)
+    assert history == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chances"),
+    [
+        ("none", [0, 0, 0, 1]),
+        ("uniform", [0.25] * 4),
+        ("manual", [0.05, 0.05, 0.9, 0]),
+        ("threshold", [1, 0, 0, 0]),
+        ("learning-progress", [0.25] * 4),
+    ],
+)
+def test_first_choice_of_each_teacher(kind, chances, short_args):
+    teacher = teacher_of(short_args, kind, total_timesteps=400, timetable=0.5, review=0.1)
+    teacher.step = 150
+    assert teacher.distribution().tolist() == pytest.approx(chances)
+    drawn = np.bincount([teacher.choose() for _ in range(2_000)], minlength=4) / 2_000
+    assert drawn.tolist() == pytest.approx(chances, abs=0.04)
+    assert np.bincount([level for step, level in teacher.lessons if step == 150], minlength=4).tolist() == (drawn * 2_000).tolist()
+
+
+def test_learning_progress_goes_by_steps_not_by_episodes(short_args):
+    """Level 1 rose in fewer episodes, level 0 in fewer steps."""
+    teacher = teacher_of(short_args, "learning-progress", n_levels=2, teacher_e=0.0)
+    for step, level, success in [(10, 0, 0), (12, 0, 0), (14, 0, 1), (20, 1, 0), (90, 1, 1)]:
+        teacher.step = step
+        teacher.hear(level, bool(success))
+    assert teacher.distribution().tolist() == [1, 0]
+
+
+# ----------------------------------------------------------------------------- the levels
+
+
+def test_distances_by_hand():
+    """A trap is no goal; cells cut off from the start have no distance, though the goal can be reached from there."""
+    env = curriculum.Args(layout="S..G.\n.X##.\n.....\n#####\n.....\n").make_env()
+    distance, reward = curriculum.start_distances(env.unwrapped.P, env.unwrapped.initial_state_distrib)
+    inf = np.inf
+    assert reward == 10
+    # Row 0: S 3, 2, 1, G, and the cell behind G at 1; row 1: 4, trap, 2; row 2: 5, 6, 5, 4, 3; row 4 is cut off.
+    expected = [3, 2, 1, inf, 1, 4, inf, 2, 5, 6, 5, 4, 3, *[inf] * 5]
+    assert distance.tolist() == expected
+
+
+def test_distances_count_the_key():
+    env = curriculum.Args(layout="S.K#\n..DG\n").make_env()
+    distance, _ = curriculum.start_distances(env.unwrapped.P, env.unwrapped.initial_state_distrib)
+    grid = env.unwrapped
+    assert distance[grid.start_states[0]] == 4  # right, right (the key), down (the door), right
+    with_key = {tuple(grid.cells[grid.cell_of[s]]): distance[s] for s in np.flatnonzero(grid.key_of == 1)}
+    assert with_key[0, 2] == 2
+    without = {tuple(grid.cells[grid.cell_of[s]]): distance[s] for s in np.flatnonzero(grid.key_of == 0)}
+    assert without[1, 2] == np.inf  # nobody is in the door without the key
+
+
+def classroom_of(args):
+    """A classroom of all levels, its plan, and a teacher that tests command."""
+    plan, goal_reward = curriculum.plan_levels(args)
+    teacher = curriculum.Teacher(args, len(plan))
+    return curriculum.Classroom(args, plan, goal_reward, teacher), plan, teacher
+
+
+def starts_of(room, teacher, level, monkeypatch, n=200):
+    """The states in which n episodes of that level start."""
+    monkeypatch.setattr(teacher, "choose", lambda: level)
+    room.reset(seed=1)
+    grid, states = room.levels[level].unwrapped, []
+    for _ in range(n):
+        room.reset()
+        states.append(getattr(grid, "state", None) if hasattr(grid, "state") else int(grid.s))
+    return np.unique(states)
+
+
+def test_starts_move_away_from_the_goal(short_args, monkeypatch):
+    """Dyna maze, 14 steps: of 4 levels the first three start 1-4, 5-7 and 8-10 steps away (rounded), the last at S."""
+    args = short_args("curriculum", layout="dyna_maze", grid_size=None, num_levels=4)
+    room, plan, teacher = classroom_of(args)
+    distance, _ = curriculum.start_distances(room.levels[-1].unwrapped.P, room.levels[-1].unwrapped.initial_state_distrib)
+    assert len(plan) == 4
+    for level, (low, high) in enumerate([(0, 4), (4, 7), (7, 10)]):
+        starts = starts_of(room, teacher, level, monkeypatch)
+        assert set(starts) == set(np.flatnonzero((distance > low) & (distance <= high)))
+        assert room.levels[level].spec.max_episode_steps == 20 + 4 * high
+    assert starts_of(room, teacher, 3, monkeypatch).tolist() == room.levels[-1].unwrapped.start_states.tolist()
+    assert room.levels[-1].spec.max_episode_steps == args.make_env().spec.max_episode_steps == 216
+
+
+def test_other_tables_have_levels_too(short_args, monkeypatch):
+    """FrozenLake: its goal is six steps away. Holes are no goal."""
+    room, plan, teacher = classroom_of(short_args("curriculum", env_id="FrozenLake-v1", grid_size=None, num_levels=3))
+    assert len(plan) == 3
+    assert starts_of(room, teacher, 0, monkeypatch).tolist() == [10, 13, 14]
+    assert starts_of(room, teacher, 1, monkeypatch).tolist() == [2, 6, 8, 9]
+    assert starts_of(room, teacher, 2, monkeypatch).tolist() == [0]
+
+
+def test_a_level_of_fewer_distances_than_asked_for(short_args):
+    assert len(curriculum.plan_levels(short_args("curriculum", grid_size=2, num_levels=10))[0]) == 2
+    assert curriculum.plan_levels(short_args("curriculum", teacher="none"))[0] == [({}, None)]
+
+
+def maps_of(args):
+    room, _, _ = classroom_of(args)
+    return room, ["\n".join("".join(row) for row in env.unwrapped.map) for env in room.levels]
+
+
+def test_smaller_grids_lie_in_the_corner_of_the_goal(short_args):
+    _, maps = maps_of(short_args("curriculum", levels="size", grid_size=4, num_levels=3))
+    assert maps[0] == "####\n####\n##S.\n##.G"
+    assert maps[1] == "####\n#S..\n#...\n#..G"
+    assert maps[2] == "S...\n....\n....\n...G"
+    room, maps = maps_of(short_args("curriculum", levels="size", layout="maze", grid_size=11, num_levels=2))
+    assert [len(room.levels), room.levels[0].spec.max_episode_steps] == [2, 4 * 7 * 7]
+    small = gridworld.layout_rows("maze", 7, 0)
+    assert [row[4:] for row in maps[0].split("\n")[4:]] == small
+
+
+def test_walls_are_added_and_stay(short_args):
+    args = short_args("curriculum", levels="walls", layout="four_rooms", grid_size=13, num_levels=5)
+    _, maps = maps_of(args)
+    walls = [{i for i, symbol in enumerate(text) if symbol == "#"} for text in maps]
+    assert [len(each) for each in walls] == [0, 16, 32, 49, 65]
+    assert all(fewer < more for fewer, more in itertools.pairwise(walls))
+    assert maps[-1] == "\n".join("".join(row) for row in args.make_env().unwrapped.map)
+
+
+@pytest.mark.parametrize("flags", [{"levels": "size", "grid_size": 4}, {"levels": "walls", "layout": "S.\n#.\nKG\n"}])
+def test_the_same_cell_looks_the_same_on_every_level(flags, short_args, monkeypatch):
+    args = short_args("curriculum", **{"grid_size": None} | flags)
+    room, _, _ = classroom_of(args)
+    seen = {}
+    for env in room.levels:
+        for state in np.flatnonzero(~env.unwrapped.terminal):
+            env.unwrapped.start_states = np.array([state])
+            obs, _ = env.reset()
+            cell = (*env.unwrapped.cells[env.unwrapped.cell_of[state]].tolist(), int(env.unwrapped.key_of[state]))
+            assert seen.setdefault(cell, tuple(obs.tolist())) == tuple(obs.tolist())
+            assert obs.sum() == 1 + cell[2]
+    assert len(set(seen.values())) == len(seen)
+    assert room.observation_space == args.make_env().observation_space
+    assert room.observation_space == args.make_vec(2).single_observation_space
+
+
+def test_success_is_the_goal_alone(short_args, monkeypatch):
+    """S between a trap and the goal; one way each, and a cut by the time limit."""
+    args = short_args("curriculum", layout="XSG\n...\n", grid_size=None, max_episode_steps=2)
+    room, _, teacher = classroom_of(args)
+    heard = []
+    monkeypatch.setattr(teacher, "choose", lambda: 0)
+    monkeypatch.setattr(teacher, "hear", lambda level, success: heard.append((level, success)))
+    for actions in [3], [1], [0, 0]:
+        room.reset()
+        for action in actions:
+            room.step(action)
+    assert heard == [(0, False), (0, True), (0, False)]
+
+
+# ----------------------------------------------------------------------------- a run
+
+
+def run_and_spy(args, monkeypatch):
+    """The replay buffer and the teacher at the end of a run, and what its evaluations showed first: (n, D)."""
+    kept, first = [], []
+    with monkeypatch.context() as patch:
+        for name in "ReplayBuffer", "Teacher", "Run":
+            cls = getattr(curriculum, name)
+            make = cls.__init__
+            patch.setattr(cls, "__init__", lambda self, *a, make=make: (make(self, *a), kept.append(self))[0])
+        play = curriculum.Run.play
+        patch.setattr(curriculum.Run, "play", lambda self, policy: play(self, lambda obs, start: (first.extend(obs[start]), policy(obs, start))[1]))
+        curriculum.train(args)
+    kept = {type(each).__name__: each for each in kept}
+    return kept["ReplayBuffer"], kept["Teacher"], kept["Run"], np.array(first)
+
+
+def test_every_step_counts_and_the_task_alone_is_evaluated(short_args, monkeypatch, tmp_path):
+    args = short_args("curriculum", layout="dyna_maze", grid_size=None, teacher="uniform", num_levels=4)
+    buffer, teacher, run, first = run_and_spy(args, monkeypatch)
+    grid = args.make_env().unwrapped
+    assert len(buffer) == 1_200  # all steps are replayed, and
+    assert {level for _, level in teacher.lessons} == {0, 1, 2, 3}  # they were made on all levels
+    assert (first.argmax(axis=1) == grid.start_states[0]).all()
+    assert run.eval_envs.max_episode_steps == run.env.spec.max_episode_steps == 4 * 6 * 9
+    log = read_log(next(tmp_path.iterdir()))
+    assert log["run/completed"] == [(1_200, 1_200.0)]
+    assert {f"curriculum/{tag}_{i:02}" for tag in ("chance", "success") for i in range(1, 5)} | {"curriculum/level"} <= set(log)
+    assert {"pictures/policy", "pictures/teacher"} <= set(log["images"])
+
+
+def test_stored_transitions_are_those_of_the_environment(short_args, monkeypatch):
+    """On all levels: none starts at a terminal observation, none leads from an episode's end to a start."""
+    args = short_args("curriculum", max_episode_steps=9, grid_size=4, total_timesteps=2_000, teacher="uniform")
+    buffer, *_ = run_and_spy(args, monkeypatch)
+    grid, n = args.make_env().unwrapped, len(buffer)
+    state, next_state = buffer.obs[:n].argmax(1).numpy(), buffer.next_obs[:n].argmax(1).numpy()
+    action, terminated = buffer.action[:n].numpy(), buffer.terminated[:n].numpy()
+    assert not grid.terminal[state].any()
+    assert (next_state == grid.next_state[state, action]).all()
+    assert np.allclose(buffer.reward[:n], grid.reward[state, action])
+    assert (terminated == grid.terminal[next_state]).all()
+
+
+@pytest.mark.parametrize(("levels", "layout"), [("size", "four_rooms"), ("walls", "maze"), ("size", "key_door")])
+def test_other_levels_run(levels, layout, short_args, tmp_path):
+    curriculum.train(short_args("curriculum", levels=levels, layout=layout, grid_size=9, num_levels=3, capture_video=True))
+    assert "eval/score" in read_log(next(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"env_id": "CartPole-v1"}, "--env-id CartPole-v1 has no table P"),
+        ({"levels": "size", "layout": "dyna_maze"}, "--levels size needs a --layout that has sizes, got 'dyna_maze'"),
+        ({"levels": "walls", "env_id": "FrozenLake-v1"}, "--levels walls needs GridWorld-v0"),
+        ({"levels": "size", "random_goal": True}, "--levels size needs GridWorld-v0, one goal"),
+        ({"levels": "walls"}, "--levels walls needs a map with walls"),
+        ({"fall_back": 0.9}, "--fall-back must be between 0 and 0.8, got 0.9"),
+        ({"window": 1}, "--window must be between 2"),
+    ],
+)
+def test_what_cannot_be_is_refused(flags, words):
+    with pytest.raises(ValueError, match=words):
+        curriculum.Args(**flags)
