@@ -1,17 +1,17 @@
-"""Curriculum learning: a deep Q-network whose teacher sets each episode's level, from next to the goal to the task itself.
+"""Curriculum learning: a deep Q-network whose teacher sets the level of each episode, from near the goal to the task.
 
-Papers: Bengio et al. (2009), Curriculum Learning, ICML (manual order). Florensa et al. (2017), Reverse Curriculum
-        Generation, arXiv:1707.05300 (levels by distance to the goal). Matiisen et al. (2017), Teacher-Student Curriculum
-        Learning (TSCL), arXiv:1707.00183 (learning progress). DQN and its equations (1)-(3) are those of dqn.py.
-Run:    python curriculum.py --layout maze
+Papers: Bengio et al. (2009), Curriculum Learning, ICML (a fixed order). Florensa et al. (2017), Reverse Curriculum
+        Generation, arXiv:1707.05300 (starts ever further from the goal). Matiisen et al. (2017), Teacher-Student
+        Curriculum Learning (TSCL), arXiv:1707.00183 (learning progress). DQN and its equations (1)-(3) are dqn.py's.
+Run:    python curriculum.py --layout maze --step-reward 0 --max-episode-steps 60
 Differences from the papers:
-    D1. Starts at a distance are read off the transition table; Florensa et al. reach them by random walks from the goal.
-    D2. TSCL's scores are the successes of training episodes, each with the step at which it ended. A level is chosen by
-        |slope| epsilon-greedily, as in the authors' code for their Window algorithm.
-    D3. Levels that have other walls are laid into the rectangle of the task, goals together, and one-hot observations
-        have an entry for each of its cells, walls included: the same cell looks the same on every level.
-    D4. Levels share one network and one replay buffer. For D1-D3 of DQN (Adam and Huber loss, truncation bootstraps,
-        several environments) see dqn.py.
+    D1. How far a start is from the goal is read off the table of transitions; Florensa et al. walk there at random.
+    D2. TSCL's score is the success of a training episode, at the step at which it ended. The level is chosen
+        epsilon-greedily by |slope|, as in the authors' code for their Window algorithm.
+    D3. Smaller maps, and maps with fewer walls, are laid into the rectangle of the task's map, goal on goal. Walls then
+        are doors without a key, cells that observations count, so that a cell looks the same on every level.
+    D4. All levels share one network and one replay buffer. D1-D3 of dqn.py hold: Adam and the Huber loss, time limits
+        bootstrap, several environments.
 """
 
 import collections
@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +45,7 @@ import gridworld
 
 @dataclasses.dataclass(frozen=True)
 class Args(gridworld.EnvArgs):
-    """Train a deep Q-network with a curriculum; eval/* judge it on the task that the flags name, which is the last level."""
+    """Train a deep Q-network with a curriculum; eval/* judge it on the task that the flags name, the last level."""
 
     exp_name: str = "curriculum"
     """Name of the algorithm in run folders and reports."""
@@ -67,9 +67,9 @@ class Args(gridworld.EnvArgs):
     """Film a greedy episode of the trained agent, to video.gif in the run folder."""
 
     teacher: Literal["none", "uniform", "manual", "threshold", "learning-progress"] = "threshold"
-    """Who sets the levels: nobody (the task alone), chance, a timetable, success at the level, or the fastest progress."""
+    """Who sets the levels: nobody (the task alone), chance, a timetable, success at the level, or progress (TSCL)."""
     levels: Literal["distance", "size", "walls"] = "distance"
-    """What makes a level harder: starts further from the goal, a larger grid of the same layout, or more of the walls."""
+    """What makes a level harder: starts further from the goal, a larger grid of the layout, or more of the walls."""
     num_levels: int = 10
     """Levels, the task itself among them; fewer where distances or sizes do not suffice."""
     window: int = 10
@@ -82,12 +82,12 @@ class Args(gridworld.EnvArgs):
     """Share of episodes on easier levels than the current one, with `manual` and `threshold`, against forgetting."""
     timetable: float = 0.5
     """Share of the run after which `manual` comes to the last level; the others take equally long."""
-    teacher_e: float = 0.1
+    teacher_e: float = 0.2
     """Share of episodes on random levels, with `learning-progress`."""
 
     num_envs: int = 4
     """Environments stepped side by side."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Step size of Adam."""
     gamma: float = 0.95
     """Discount per step."""
@@ -97,11 +97,11 @@ class Args(gridworld.EnvArgs):
     """Transitions in an update."""
     learning_starts: int = 500
     """Environment steps before the first update."""
-    train_frequency: int = 4
+    train_frequency: int = 2
     """Environment steps per update."""
     target_network_frequency: int = 25
     """Environment steps between copies of the network into the target network."""
-    start_e: float = 1.0
+    start_e: float = 0.3
     """Chance of a random action at the first step."""
     end_e: float = 0.05
     """Chance of a random action once exploration has come down."""
@@ -115,28 +115,22 @@ class Args(gridworld.EnvArgs):
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
         self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), num_levels=(1, 1_000), window=(2, 1e6))
         self.check(advance=(0, 1), fall_back=(0, self.advance), review=(0, 1), timetable=(0, 1), teacher_e=(0, 1))
-        if self.teacher != "none" and not hasattr(self.make_env().unwrapped, "P"):
+        grid = self.make_env().unwrapped
+        if self.teacher != "none" and not hasattr(grid, "P"):
             raise ValueError(f"--env-id {self.env_id} has no table P to make levels from, so it needs --teacher none")
-        others = self.levels != "distance" and (self.env_id != "GridWorld-v0" or self.random_goal)
-        if others or (self.levels != "distance" and self.observation == "index"):
-            raise ValueError(f"--levels {self.levels} needs GridWorld-v0, one goal, and observations onehot or coords")
+        if self.levels != "distance" and (self.env_id != "GridWorld-v0" or self.random_goal or "K" in grid.map):
+            raise ValueError(f"--levels {self.levels} needs GridWorld-v0, without --random-goal and without keys")
         if self.levels == "size" and not isinstance(gridworld.LAYOUTS.get(self.layout or "empty"), tuple):
             raise ValueError(f"--levels size needs a --layout that has sizes, got {self.layout!r}")
-        if self.levels == "walls" and (self.make_env().unwrapped.map != "#").all():
+        if self.levels == "walls" and "D" not in grid.map:
             raise ValueError(f"--levels walls needs a map with walls, got --layout {self.layout or 'empty'}")
 
-    def make_env(self, flatten: bool = True, **changes) -> gym.Env:
-        """As EnvArgs.make_env, but where levels have other walls, one-hot observations count all cells (D3)."""
-        env = super().make_env(flatten, **changes)
-        if self.levels == "distance" or self.observation is not None or self.env_id != "GridWorld-v0":
-            return env
-        space = gym.spaces.Box(0.0, 1.0, every_cell(env.unwrapped, env.observation_space.sample()).shape, np.float32)
-        return gym.wrappers.TransformObservation(env, lambda obs: every_cell(env.unwrapped, obs), space)
-
-    def make_vec(self, num_envs: int, flatten: bool = True, **changes) -> gym.vector.VectorEnv:
-        if self.levels == "distance":
-            return super().make_vec(num_envs, flatten, **changes)
-        return side_by_side([lambda: self.make_env(flatten, **changes)] * num_envs)
+    def _kwargs(self, changes: dict) -> dict:
+        """Arguments of every environment: where levels differ in walls, those of the task's map are doors, too (D3)."""
+        if self.levels != "distance" and self.env_id == "GridWorld-v0":
+            rows = gridworld.layout_rows(self.layout or "empty", self.grid_size, self.layout_seed or 0)
+            changes = {"layout": with_doors(rows), "size": None} | changes
+        return super()._kwargs(changes)
 
 
 # ----------------------------------------------------------------------------- the maths
@@ -171,9 +165,9 @@ def times_due(step: int, every: int, stride: int) -> int:
 
 
 def start_distances(table: dict, initial: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fewest steps from each state to the end with the highest reward, and that reward, the goal's: (S,) float, float.
+    """Fewest steps from each state (S,) to the end that pays most, the goal, inf where there is no way; what it pays.
 
-    inf where that end cannot be reached, and for states never met from `initial` (S,), the chances of the task's starts.
+    Also inf for states that are never met from the task's starts, of which `initial` (S,) holds the chances.
     table[s][a] = [(probability, next state, reward, terminated), ...].
     """
     moves = [(s, *move[1:]) for s in table for a in table[s] for move in table[s][a] if move[0] > 0 and move[1] != s]
@@ -221,9 +215,9 @@ def manual_level(step: int, duration: float, n_levels: int) -> int:
 
 
 def threshold_level(level: int, successes: Sequence[bool], args: Args, n_levels: int) -> int:
-    """One level up from a success of `advance` on, one down below `fall_back`; nothing changes before the window is full.
+    """A level up from a success of `advance` on, one down below `fall_back`, and neither before the window is full.
 
-    successes are the last `window` episodes of `level` since it became the level.
+    successes: of the last `window` episodes on this level since it became the level.
     """
     if len(successes) < args.window:
         return level
@@ -231,26 +225,21 @@ def threshold_level(level: int, successes: Sequence[bool], args: Args, n_levels:
     return min(max(level + change, 0), n_levels - 1)
 
 
-def every_cell(grid: gridworld.GridWorldEnv, obs: np.ndarray) -> np.ndarray:
-    """One-hot over free cells -> over all cells of the rectangle (D3): (..., free [+ key]) -> (..., rows cols [+ key])."""
-    free, n = len(grid.cells), grid.map.size
-    wide = np.zeros((*obs.shape[:-1], n + obs.shape[-1] - free), np.float32)
-    wide[..., grid.cells @ [grid.cols, 1]], wide[..., n:] = obs[..., :free], obs[..., free:]
-    return wide
+def with_doors(rows: Sequence[Sequence[str]], size: int = 0) -> str:
+    """A map with a door for each wall, in the lower right corner of a field of them with at least `size` rows (D3)."""
+    edge = max(size - len(rows), 0)
+    walls = ["#" * (edge + len(rows[0]))] * edge + ["#" * edge + "".join(row) for row in rows]
+    return "\n".join(walls).replace("#", "D")
 
 
 # ----------------------------------------------------------------------------- levels and teacher
 
 
-def side_by_side(makers: list[Callable[[], gym.Env]]) -> gym.vector.VectorEnv:
-    return gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-
-
 def plan_levels(args: Args) -> tuple[list[tuple[dict, np.ndarray | None]], float]:
-    """Levels, the easiest first and the task last, and the goal's reward.
+    """The levels, the easiest first and the task last, and what the goal pays.
 
-    A level is what it changes of the task (arguments of make_env), and the states in which its episodes start (None:
-    those of the map).
+    A level is what it changes of the task (arguments of make_env), and the states in which its episodes start, None for
+    those of its map.
     """
     env = args.make_env()
     if args.teacher == "none":
@@ -267,15 +256,14 @@ def plan_levels(args: Args) -> tuple[list[tuple[dict, np.ndarray | None]], float
         layout, seed = args.layout or "empty", args.layout_seed or 0
         sizes = np.arange(grid.rows, gridworld.LAYOUTS[layout][1] - 1, -2 if layout == "maze" else -1)
         for size in sizes[np.unique(np.linspace(len(sizes) - 1, 0, n).round().astype(int))][:0:-1].tolist():
-            rows, edge = gridworld.layout_rows(layout, size, seed), grid.rows - size  # the smaller map in a corner
-            text = "\n".join(["#" * grid.rows] * edge + ["#" * edge + row for row in rows])
-            plan.append(({"layout": text, "size": None, "max_episode_steps": min(limit, 4 * size * size)}, None))
+            smaller = with_doors(gridworld.layout_rows(layout, size, seed), grid.rows)
+            plan.append(({"layout": smaller, "max_episode_steps": min(limit, 4 * size * size)}, None))
     else:
-        walls = np.random.default_rng(0).permutation(np.argwhere(grid.map == "#"))
+        walls = np.random.default_rng(0).permutation(np.argwhere(grid.map == "D"))
         for kept in np.unique(np.linspace(0, len(walls), n).round().astype(int))[:-1]:
-            cells = grid.map.copy()
-            cells[tuple(walls[kept:].T)] = "."
-            plan.append(({"layout": "\n".join("".join(row) for row in cells), "size": None}, None))
+            opened = grid.map.copy()
+            opened[tuple(walls[kept:].T)] = "."
+            plan.append(({"layout": with_doors(opened)}, None))
     return [*plan, ({}, None)], goal_reward
 
 
@@ -307,9 +295,8 @@ class Teacher:
     def hear(self, level: int, success: bool) -> None:
         self.windows[level].append((self.step, success))
         if self.args.teacher == "threshold" and level == self.level:
-            self.level = threshold_level(
-                level, [success for _, success in self.windows[level]], self.args, self.n_levels
-            )
+            successes = [success for _, success in self.windows[level]]
+            self.level = threshold_level(level, successes, self.args, self.n_levels)
             if self.level != level:
                 self.windows[self.level].clear()
 
@@ -354,7 +341,7 @@ def draw_lessons(lessons: list[tuple[int, int]], n_levels: int, steps: int) -> n
     from matplotlib.figure import Figure
 
     bins = [np.linspace(0, steps, 61), np.arange(0.5, n_levels + 1)]
-    counts, _, _ = np.histogram2d(*(np.array(lessons) + [0, 1]).T, bins)
+    counts, _, _ = np.histogram2d(*np.add(lessons, (0, 1)).T, bins)
     canvas = FigureCanvasAgg(figure := Figure((7, 3.5), layout="constrained"))
     axes = figure.add_subplot(xlabel="environment steps", ylabel="level", title="the teacher's choices")
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -540,7 +527,8 @@ def train(args: Args) -> QNetwork:
     rng = seed_everything(args.seed)
     plan, goal_reward = plan_levels(args)
     teacher = Teacher(args, len(plan))
-    envs = side_by_side([lambda: Classroom(args, plan, goal_reward, teacher)] * args.num_envs)
+    makers = [lambda: Classroom(args, plan, goal_reward, teacher)] * args.num_envs
+    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     obs_dim, n_actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
     network, target = (QNetwork(obs_dim, n_actions).to(args.device) for _ in range(2))
     target.requires_grad_(False).load_state_dict(network.state_dict())
@@ -586,11 +574,11 @@ def train(args: Args) -> QNetwork:
                 torch._foreach_copy_(list(target.parameters()), list(network.parameters()))
             run.evaluate(greedy)
 
-        if isinstance(grid := run.env.unwrapped, gridworld.GridWorldEnv):
-            states = gridworld.observe_all(run.env)
-            states = every_cell(grid, states) if states.shape[1] < obs_dim else states
+        if isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
             with torch.no_grad():
-                q = network(torch.as_tensor(states, device=args.device)).cpu().numpy()
+                q = network(torch.as_tensor(gridworld.observe_all(run.env), device=args.device)).cpu().numpy()
+            if args.levels != "distance":
+                q[run.env.unwrapped.symbol == "D"] = np.nan  # drawn as walls
             panel = (q.max(axis=1), q.argmax(axis=1), None)
             run.picture("policy", gridworld.draw(run.env, {"max Q(s, a) and the greedy action": panel}))
         run.picture("teacher", draw_lessons(teacher.lessons, len(plan), run.step))

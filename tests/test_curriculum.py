@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import itertools
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -121,7 +120,10 @@ def test_first_choice_of_each_teacher(kind, chances, short_args):
     assert teacher.distribution().tolist() == pytest.approx(chances)
     drawn = np.bincount([teacher.choose() for _ in range(2_000)], minlength=4) / 2_000
     assert drawn.tolist() == pytest.approx(chances, abs=0.04)
-    assert np.bincount([level for step, level in teacher.lessons if step == 150], minlength=4).tolist() == (drawn * 2_000).tolist()
+    assert (
+        np.bincount([level for step, level in teacher.lessons if step == 150], minlength=4).tolist()
+        == (drawn * 2_000).tolist()
+    )
 
 
 def test_learning_progress_goes_by_steps_not_by_episodes(short_args):
@@ -180,7 +182,9 @@ def test_starts_move_away_from_the_goal(short_args, monkeypatch):
     """Dyna maze, 14 steps: of 4 levels the first three start 1-4, 5-7 and 8-10 steps away (rounded), the last at S."""
     args = short_args("curriculum", layout="dyna_maze", grid_size=None, num_levels=4)
     room, plan, teacher = classroom_of(args)
-    distance, _ = curriculum.start_distances(room.levels[-1].unwrapped.P, room.levels[-1].unwrapped.initial_state_distrib)
+    distance, _ = curriculum.start_distances(
+        room.levels[-1].unwrapped.P, room.levels[-1].unwrapped.initial_state_distrib
+    )
     assert len(plan) == 4
     for level, (low, high) in enumerate([(0, 4), (4, 7), (7, 10)]):
         starts = starts_of(room, teacher, level, monkeypatch)
@@ -206,7 +210,7 @@ def test_a_level_of_fewer_distances_than_asked_for(short_args):
 
 def maps_of(args):
     room, _, _ = classroom_of(args)
-    return room, ["\n".join("".join(row) for row in env.unwrapped.map) for env in room.levels]
+    return room, ["\n".join("".join(row) for row in env.unwrapped.map).replace("D", "#") for env in room.levels]
 
 
 def test_smaller_grids_lie_in_the_corner_of_the_goal(short_args):
@@ -226,10 +230,10 @@ def test_walls_are_added_and_stay(short_args):
     walls = [{i for i, symbol in enumerate(text) if symbol == "#"} for text in maps]
     assert [len(each) for each in walls] == [0, 16, 32, 49, 65]
     assert all(fewer < more for fewer, more in itertools.pairwise(walls))
-    assert maps[-1] == "\n".join("".join(row) for row in args.make_env().unwrapped.map)
+    assert maps[-1] == "\n".join(gridworld.layout_rows("four_rooms", 13))
 
 
-@pytest.mark.parametrize("flags", [{"levels": "size", "grid_size": 4}, {"levels": "walls", "layout": "S.\n#.\nKG\n"}])
+@pytest.mark.parametrize("flags", [{"levels": "size", "grid_size": 4}, {"levels": "walls", "layout": "S.\n#.\n.G\n"}])
 def test_the_same_cell_looks_the_same_on_every_level(flags, short_args, monkeypatch):
     args = short_args("curriculum", **{"grid_size": None} | flags)
     room, _, _ = classroom_of(args)
@@ -238,9 +242,8 @@ def test_the_same_cell_looks_the_same_on_every_level(flags, short_args, monkeypa
         for state in np.flatnonzero(~env.unwrapped.terminal):
             env.unwrapped.start_states = np.array([state])
             obs, _ = env.reset()
-            cell = (*env.unwrapped.cells[env.unwrapped.cell_of[state]].tolist(), int(env.unwrapped.key_of[state]))
+            cell = tuple(env.unwrapped.cells[env.unwrapped.cell_of[state]].tolist())
             assert seen.setdefault(cell, tuple(obs.tolist())) == tuple(obs.tolist())
-            assert obs.sum() == 1 + cell[2]
     assert len(set(seen.values())) == len(seen)
     assert room.observation_space == args.make_env().observation_space
     assert room.observation_space == args.make_vec(2).single_observation_space
@@ -272,23 +275,29 @@ def run_and_spy(args, monkeypatch):
             make = cls.__init__
             patch.setattr(cls, "__init__", lambda self, *a, make=make: (make(self, *a), kept.append(self))[0])
         play = curriculum.Run.play
-        patch.setattr(curriculum.Run, "play", lambda self, policy: play(self, lambda obs, start: (first.extend(obs[start]), policy(obs, start))[1]))
+        patch.setattr(
+            curriculum.Run,
+            "play",
+            lambda self, policy: play(self, lambda obs, start: (first.extend(obs[start]), policy(obs, start))[1]),
+        )
         curriculum.train(args)
     kept = {type(each).__name__: each for each in kept}
     return kept["ReplayBuffer"], kept["Teacher"], kept["Run"], np.array(first)
 
 
 def test_every_step_counts_and_the_task_alone_is_evaluated(short_args, monkeypatch, tmp_path):
-    args = short_args("curriculum", layout="dyna_maze", grid_size=None, teacher="uniform", num_levels=4)
+    args = short_args("curriculum", layout="dyna_maze", grid_size=None, teacher="uniform", max_episode_steps=40)
     buffer, teacher, run, first = run_and_spy(args, monkeypatch)
     grid = args.make_env().unwrapped
     assert len(buffer) == 1_200  # all steps are replayed, and
     assert {level for _, level in teacher.lessons} == {0, 1, 2, 3}  # they were made on all levels
     assert (first.argmax(axis=1) == grid.start_states[0]).all()
-    assert run.eval_envs.max_episode_steps == run.env.spec.max_episode_steps == 4 * 6 * 9
+    assert run.eval_envs.max_episode_steps == run.env.spec.max_episode_steps == 40
     log = read_log(next(tmp_path.iterdir()))
     assert log["run/completed"] == [(1_200, 1_200.0)]
-    assert {f"curriculum/{tag}_{i:02}" for tag in ("chance", "success") for i in range(1, 5)} | {"curriculum/level"} <= set(log)
+    assert {f"curriculum/{tag}_{i:02}" for tag in ("chance", "success") for i in range(1, 5)} | {
+        "curriculum/level"
+    } <= set(log)
     assert {"pictures/policy", "pictures/teacher"} <= set(log["images"])
 
 
@@ -305,9 +314,11 @@ def test_stored_transitions_are_those_of_the_environment(short_args, monkeypatch
     assert (terminated == grid.terminal[next_state]).all()
 
 
-@pytest.mark.parametrize(("levels", "layout"), [("size", "four_rooms"), ("walls", "maze"), ("size", "key_door")])
+@pytest.mark.parametrize(("levels", "layout"), [("size", "four_rooms"), ("walls", "maze")])
 def test_other_levels_run(levels, layout, short_args, tmp_path):
-    curriculum.train(short_args("curriculum", levels=levels, layout=layout, grid_size=9, num_levels=3, capture_video=True))
+    curriculum.train(
+        short_args("curriculum", levels=levels, layout=layout, grid_size=9, num_levels=3, capture_video=True)
+    )
     assert "eval/score" in read_log(next(tmp_path.iterdir()))
 
 
@@ -317,7 +328,8 @@ def test_other_levels_run(levels, layout, short_args, tmp_path):
         ({"env_id": "CartPole-v1"}, "--env-id CartPole-v1 has no table P"),
         ({"levels": "size", "layout": "dyna_maze"}, "--levels size needs a --layout that has sizes, got 'dyna_maze'"),
         ({"levels": "walls", "env_id": "FrozenLake-v1"}, "--levels walls needs GridWorld-v0"),
-        ({"levels": "size", "random_goal": True}, "--levels size needs GridWorld-v0, one goal"),
+        ({"levels": "size", "random_goal": True}, "--levels size needs GridWorld-v0, without --random-goal"),
+        ({"levels": "size", "layout": "key_door"}, "--levels size needs .* without keys"),
         ({"levels": "walls"}, "--levels walls needs a map with walls"),
         ({"fall_back": 0.9}, "--fall-back must be between 0 and 0.8, got 0.9"),
         ({"window": 1}, "--window must be between 2"),
@@ -326,3 +338,74 @@ def test_other_levels_run(levels, layout, short_args, tmp_path):
 def test_what_cannot_be_is_refused(flags, words):
     with pytest.raises(ValueError, match=words):
         curriculum.Args(**flags)
+
+
+# ----------------------------------------------------------------------------- the papers' experiments
+
+
+def open_lock(kind, n, seed, most=400_000, distractors=0, **flags):
+    """The teacher after a tabular Q-learner found the code of a lock with n positions; its `step` says how long it took.
+
+    Four actions, a wrong one ends the episode, the last right one pays 1; alpha .1, epsilon .1, gamma .9. Level i starts
+    i positions before the last one. Before these levels come `distractors`, on which one step passes and nothing is won.
+    """
+    teacher = curriculum.Teacher(
+        curriculum.Args(teacher=kind, seed=seed, total_timesteps=most, **flags), n + distractors
+    )
+    rng, q = np.random.default_rng(seed), np.zeros((n, 4))
+    code, positions = rng.integers(4, size=n), np.arange(n)
+    wrong = np.arange(4) != code[:, None]
+    while teacher.step < most and not (q[positions, code] > np.where(wrong, q, -1).max(axis=1)).all():
+        level = teacher.choose()
+        if level < distractors:
+            teacher.step += 1
+            teacher.hear(level, False)
+            continue
+        position, goes_on = n - 1 - (level - distractors), True
+        while goes_on:
+            best = np.flatnonzero(q[position] == q[position].max())
+            action = int(rng.integers(4)) if rng.random() < 0.1 else int(best[rng.integers(len(best))])
+            right = action == code[position]
+            opened = right and position == n - 1
+            goes_on = right and not opened
+            y = float(opened) + (0.9 * q[position + 1].max() if goes_on else 0.0)
+            q[position, action] += 0.1 * (y - q[position, action])
+            teacher.step, position = teacher.step + 1, position + 1
+        teacher.hear(level, bool(opened))
+    return teacher
+
+
+@pytest.mark.paper
+def test_combination_lock():
+    """With the right policy exploration still spoils .46 of the episodes from the first of 8 positions, hence .5.
+
+    TSCL does not beat uniform starts here, nor does the threshold by much: any start near the end solves the lock.
+    """
+    kinds = {"none": {}, "uniform": {}, "threshold": {"advance": 0.5}, "learning-progress": {}}
+    steps = {
+        (kind, n): [open_lock(kind, n, seed, **flags).step for seed in range(1, 11)]
+        for n in (8, 12)
+        for kind, flags in kinds.items()
+        if (kind, n) != ("none", 12)
+    }
+    steps["none", 12] = [open_lock("none", 12, seed, most=200_000).step for seed in range(1, 4)]
+    for (kind, n), each in steps.items():
+        print(f"n={n:2} {kind:18} median {np.median(each):8.0f}  from {min(each)} to {max(each)}")
+    median = {key: np.median(each) for key, each in steps.items()}
+    assert median["none", 8] >= 40 * median["threshold", 8]
+    assert median["none", 8] >= 8 * median["learning-progress", 8]
+    assert min(steps["none", 12]) >= 200_000
+    assert max(steps["threshold", 12]) <= 5_000
+
+
+@pytest.mark.paper
+def test_learning_progress_avoids_what_cannot_be_learned():
+    """A lock of 8 positions among 24 levels on which nothing can be learned: uniform gives the lock a quarter."""
+    shares = {}
+    for kind in "uniform", "learning-progress":
+        teachers = [open_lock(kind, 8, seed, distractors=24) for seed in range(1, 11)]
+        shares[kind] = [np.mean([level >= 24 for _, level in teacher.lessons]) for teacher in teachers]
+        steps = [teacher.step for teacher in teachers]
+        print(f"{kind:18} share {np.round(shares[kind], 2)}, median {np.median(steps):.0f} steps")
+    assert np.mean(shares["learning-progress"]) >= 2 * np.mean(shares["uniform"])
+    assert min(shares["learning-progress"]) > max(shares["uniform"])
