@@ -79,11 +79,7 @@ class Args(gridworld.EnvArgs):
     fall_back: float = 0.3
     """Success in the window below which `threshold` goes back a level."""
     review: float = 0.2
-    """Share of episodes on easier levels than the current one, with `manual` and `threshold`, against forgetting."""
-    timetable: float = 0.5
-    """Share of the run after which `manual` comes to the last level; the others take equally long."""
-    teacher_e: float = 0.2
-    """Share of episodes on random levels, with `learning-progress`."""
+    """Share of episodes on other levels, against forgetting: on easier ones, with `learning-progress` on any."""
 
     num_envs: int = 4
     """Environments stepped side by side."""
@@ -106,7 +102,7 @@ class Args(gridworld.EnvArgs):
     end_e: float = 0.05
     """Chance of a random action once exploration has come down."""
     exploration_fraction: float = 0.5
-    """Share of the run over which that chance falls from start_e to end_e, linearly."""
+    """Share of the run over which that chance falls from start_e to end_e, linearly, and `manual` moves to the task."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +110,7 @@ class Args(gridworld.EnvArgs):
         self.check(num_envs=(1, 4_096), learning_rate=(0, 1), gamma=(0, 1), buffer_size=(1, 1e8), batch_size=(1, 1e6))
         self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
         self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), num_levels=(1, 1_000), window=(2, 1e6))
-        self.check(advance=(0, 1), fall_back=(0, self.advance), review=(0, 1), timetable=(0, 1), teacher_e=(0, 1))
+        self.check(advance=(0, 1), fall_back=(0, self.advance), review=(0, 1))
         grid = self.make_env().unwrapped
         if self.teacher != "none" and not hasattr(grid, "P"):
             raise ValueError(f"--env-id {self.env_id} has no table P to make levels from, so it needs --teacher none")
@@ -210,7 +206,7 @@ def review_distribution(level: int, n_levels: int, review: float) -> np.ndarray:
 
 
 def manual_level(step: int, duration: float, n_levels: int) -> int:
-    """The level at `step` of a timetable on which the last of L levels begins at step `duration`."""
+    """The level at `step`: the last of L levels begins at step `duration`, before it all take equally long."""
     return n_levels - 1 if step >= duration else int(step / duration * (n_levels - 1))
 
 
@@ -280,12 +276,14 @@ class Teacher:
         kind, n = self.args.teacher, self.n_levels
         if kind == "learning-progress":
             slopes = np.array([slope(*zip(*window, strict=True)) if window else np.inf for window in self.windows])
-            return progress_distribution(slopes, self.args.teacher_e)
+            return progress_distribution(slopes, self.args.review)
         if kind == "uniform":
             return np.full(n, 1 / n)
+        if kind == "none":
+            return np.eye(n)[-1]
         if kind == "manual":
-            self.level = manual_level(self.step, self.args.timetable * self.args.total_timesteps, n)
-        return review_distribution(self.level, n, self.args.review) if kind != "none" else np.eye(n)[-1]
+            self.level = manual_level(self.step, self.args.exploration_fraction * self.args.total_timesteps, n)
+        return review_distribution(self.level, n, self.args.review)
 
     def choose(self) -> int:
         level = int(self.rng.choice(self.n_levels, p=self.distribution()))
@@ -293,6 +291,7 @@ class Teacher:
         return level
 
     def hear(self, level: int, success: bool) -> None:
+        """An episode on that level ended at the goal, or not."""
         self.windows[level].append((self.step, success))
         if self.args.teacher == "threshold" and level == self.level:
             successes = [success for _, success in self.windows[level]]

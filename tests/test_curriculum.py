@@ -115,7 +115,7 @@ def test_successes_count_for_one_level_and_anew_after_a_change(short_args):
     ],
 )
 def test_first_choice_of_each_teacher(kind, chances, short_args):
-    teacher = teacher_of(short_args, kind, total_timesteps=400, timetable=0.5, review=0.1)
+    teacher = teacher_of(short_args, kind, total_timesteps=400, exploration_fraction=0.5, review=0.1)
     teacher.step = 150
     assert teacher.distribution().tolist() == pytest.approx(chances)
     drawn = np.bincount([teacher.choose() for _ in range(2_000)], minlength=4) / 2_000
@@ -128,7 +128,7 @@ def test_first_choice_of_each_teacher(kind, chances, short_args):
 
 def test_learning_progress_goes_by_steps_not_by_episodes(short_args):
     """Level 1 rose in fewer episodes, level 0 in fewer steps."""
-    teacher = teacher_of(short_args, "learning-progress", n_levels=2, teacher_e=0.0)
+    teacher = teacher_of(short_args, "learning-progress", n_levels=2, review=0.0)
     for step, level, success in [(10, 0, 0), (12, 0, 0), (14, 0, 1), (20, 1, 0), (90, 1, 1)]:
         teacher.step = step
         teacher.hear(level, bool(success))
@@ -291,6 +291,7 @@ def test_every_step_counts_and_the_task_alone_is_evaluated(short_args, monkeypat
     grid = args.make_env().unwrapped
     assert len(buffer) == 1_200  # all steps are replayed, and
     assert {level for _, level in teacher.lessons} == {0, 1, 2, 3}  # they were made on all levels
+    assert 1_100 < teacher.lessons[-1][0] <= 1_200  # the teacher counts them, too
     assert (first.argmax(axis=1) == grid.start_states[0]).all()
     assert run.eval_envs.max_episode_steps == run.env.spec.max_episode_steps == 40
     log = read_log(next(tmp_path.iterdir()))
@@ -409,3 +410,55 @@ def test_learning_progress_avoids_what_cannot_be_learned():
         print(f"{kind:18} share {np.round(shares[kind], 2)}, median {np.median(steps):.0f} steps")
     assert np.mean(shares["learning-progress"]) >= 2 * np.mean(shares["uniform"])
     assert min(shares["learning-progress"]) > max(shares["uniform"])
+
+
+@pytest.mark.paper
+def test_a_goal_that_nobody_finds_by_chance(tmp_path):
+    """Maze 11 with 36 steps to the goal, a reward only there, 60 steps of time: the task alone is never solved."""
+    task = {"layout": "maze", "step_reward": 0.0, "max_episode_steps": 60, "eval_every": 0}
+    env = curriculum.Args(**task).make_env()
+    assert gridworld.random_return(env) < 1e-8  # of 10: less than one episode in 1e9 meets the goal
+    score = {}
+    for kind, seed in itertools.product(("none", "threshold", "learning-progress"), (1, 2)):
+        curriculum.train(curriculum.Args(teacher=kind, seed=seed, log_dir=tmp_path / kind, **task))
+        (folder,) = (tmp_path / kind).glob(f"*__{seed}__*")
+        score[kind, seed] = read_log(folder)["eval/score"][-1][1]
+    print({key: round(value, 3) for key, value in score.items()})
+    assert {value > 0.99 for (kind, _), value in score.items() if kind != "none"} == {True}
+    assert {abs(value) < 0.01 for (kind, _), value in score.items() if kind == "none"} == {True}
+
+
+# (what stands there, a known misreading, the test that must notice); python -m pytest -m mutants
+MUTANTS = [
+    ("self.windows[self.level].clear()", "pass", "anew_after_a_change"),
+    ('and level == self.level:', 'and level <= self.level:', "anew_after_a_change"),
+    ("self.windows[level].append((self.step, success))", "self.windows[self.level].append((self.step, success))", "anew_after_a_change"),
+    ("    if len(successes) < args.window:\n        return level\n", "    if len(successes) == 0:\n        return level\n", "test_threshold"),
+    (">= args.advance", "> args.advance", "test_threshold"),
+    ("< args.fall_back", "<= args.fall_back", "test_threshold"),
+    ("- int(np.mean(successes) < args.fall_back)", "", "test_threshold"),
+    ("min(max(level + change, 0), n_levels - 1)", "(level + change) % n_levels", "test_threshold"),
+    ("steepest = np.abs(slopes) == np.abs(slopes).max()", "steepest = slopes == slopes.max()", "forgotten_level_comes_back"),
+    ("(1 - epsilon) * steepest / steepest.sum()", "(1 - epsilon) * steepest", "equal_progress_are_alike"),
+    ("t = np.array(times) - np.mean(times)", "t = np.arange(len(times)) - np.mean(np.arange(len(times)))", "uneven_times"),
+    ("(np.array(scores) - np.mean(scores)) / (t @ t)", "(np.array(scores) - np.mean(scores)) / len(t)", "uneven_times"),
+    ("    if len(set(times)) < 2:\n        return np.inf\n", "    if len(set(times)) < 2:\n        return 0.0\n", "unknown_at_one_time"),
+    ("self.windows[level].append((self.step, success))", "self.windows[level].append((len(self.windows[level]), success))", "by_steps_not_by_episodes"),
+    ("chances[:level] = review / max(level, 1)", "chances[:] = review / n_levels", "review_is_of_easier"),
+    ("chances[:level] = review / max(level, 1)", "pass", "review_is_of_easier"),
+    ("int(step / duration * (n_levels - 1))", "int(step / duration * n_levels)", "timetable"),
+    ("np.where(reward == best, 1, np.inf)", "1", "distances_by_hand"),
+    ("return np.where(met, distance, np.inf), best", "return distance, best", "distances_by_hand or count_the_key"),
+    ("met[target[met[source] & ~ends]] = True", "met[:] = True", "distances_by_hand or count_the_key"),
+    ("(low < distance) & (distance <= high)", "distance <= high", "starts_move_away"),
+    ("    return [*plan, ({}, None)], goal_reward", "    return plan, goal_reward", "starts_move_away"),
+    ("bool(terminated and reward >= self.goal_reward)", "bool(terminated)", "success_is_the_goal_alone"),
+    ("bool(terminated and reward >= self.goal_reward)", "bool(terminated or truncated)", "success_is_the_goal_alone"),
+    ('return "\\n".join(walls).replace("#", "D")', 'return "\\n".join(walls)', "same_cell_looks_the_same"),
+    ("opened[tuple(walls[kept:].T)]", "opened[tuple(walls[:kept].T)]", "walls_are_added"),
+    ('["#" * edge + "".join(row) for row in rows]', '["".join(row) + "#" * edge for row in rows]', "corner_of_the_goal"),
+    ("teacher.step = step\n", "teacher.step = 0\n", "every_step_counts"),
+    ("        if seed is None:\n            return self.levels[self.level].reset()\n        return [env.reset(seed=seed)", "        if seed is None:\n            return self.levels[0].reset()\n        return [env.reset(seed=seed)", "starts_move_away"),
+    ("buffer.add(obs, action, reward, last_obs, terminated)", "buffer.add(obs, action, reward, next_obs, terminated)", "are_those_of_the_environment"),
+    ("(1.0 - terminated) * next_q", "next_q", "the_learner_is_dqn"),
+]  # fmt: skip
