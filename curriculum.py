@@ -51,7 +51,7 @@ class Args(gridworld.EnvArgs):
     """Name of the algorithm in run folders and reports."""
     seed: int = 1
     """Seed of the environments, the network and the exploration; the same seed gives the same run."""
-    total_timesteps: int = 30_000
+    total_timesteps: int = 20_000
     """Environment steps of the whole run, over all environments."""
     log_dir: Path = Path("runs")
     """Folder in which the run's own folder is made."""
@@ -83,8 +83,10 @@ class Args(gridworld.EnvArgs):
 
     num_envs: int = 4
     """Environments stepped side by side."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     """Step size of Adam."""
+    anneal_lr: bool = True
+    """Let the step size fall to 0 linearly over the run, so that the last policies are steady."""
     gamma: float = 0.95
     """Discount per step."""
     buffer_size: int = 50_000
@@ -180,7 +182,7 @@ def start_distances(table: dict, initial: np.ndarray) -> tuple[np.ndarray, float
 def slope(times: Sequence[float], scores: Sequence[float]) -> float:
     """Least-squares slope of scores over times that need not be evenly spaced; inf while no two times differ.
 
-    sum (t - mean t)(x - mean x) / sum (t - mean t)^2: TSCL's learning progress, section 3.3 (Window algorithm).
+    sum (t - mean t)(x - mean x) / sum (t - mean t)^2: TSCL's learning progress (its Window algorithm).
     """
     if len(set(times)) < 2:
         return np.inf
@@ -565,6 +567,8 @@ def train(args: Args) -> QNetwork:
                 loss = td_loss(network(b_obs), b_action, y)
                 optimizer.zero_grad()
                 loss.backward()
+                if args.anneal_lr:
+                    optimizer.param_groups[0]["lr"] = linear_schedule(args.learning_rate, 0, args.total_timesteps, step)
                 optimizer.step()
             if step > args.learning_starts and times_due(step, 500, args.num_envs):
                 run.log({"losses/td_loss": loss.item(), "losses/mean_target": y.mean().item()})

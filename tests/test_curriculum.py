@@ -24,7 +24,7 @@ def test_the_learner_is_dqn(name):
 
 def test_without_a_teacher_it_is_dqn_to_the_weight(short_args):
     task = {"random_start": True, "slip": 0.1}
-    args = short_args("curriculum", teacher="none", **task)
+    args = short_args("curriculum", teacher="none", anneal_lr=False, **task)
     mine = curriculum.train(args)
     flags = {f.name: getattr(args, f.name) for f in dataclasses.fields(dqn.Args) if f.name != "exp_name"}
     other = dqn.train(dqn.Args(**flags))
