@@ -74,7 +74,7 @@ def test_run_flags_are_described_alike():
 def test_no_script_is_longer_than_a_person_reads(name):
     """Longer are three techniques on DQN, a world model with two controllers and pictures of what it imagines, and
     five teachers of three kinds of levels on DQN."""
-    most = {"per_aux_dqn": 490, "world_model": 570, "curriculum": 590}.get(name, 450)
+    most = {"per_aux_dqn": 490, "world_model": 570, "curriculum": 600}.get(name, 450)
     assert len((ROOT / f"{name}.py").read_text().splitlines()) <= most
 
 
