@@ -93,7 +93,7 @@ def test_successes_count_for_one_level_and_anew_after_a_change(short_args):
     history = []
     for level, success in [
         (0, 1), (0, 1), (0, 1),  # three of three: up
-        (0, 1), (0, 0), (0, 0),  # on another level: nothing
+        (0, 0), (0, 1), (0, 1),  # on another level: nothing
         (1, 1), (1, 1), (1, 0),  # two of three: stays
         (1, 0), (1, 0),  # none of the last three: down, where the old successes are forgotten
         (0, 1), (0, 1), (0, 1),  # so three are needed again
