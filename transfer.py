@@ -451,13 +451,12 @@ class Run:
             except FileExistsError:  # a run of the same second
                 stamp += 1
         self.writer = SummaryWriter(str(self.folder), flush_secs=1)  # a kill loses a second at most
-        versions = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}
-        about = {"args": dataclasses.asdict(args), "versions": versions | {"gymnasium": gym.__version__}}
-        about |= {"optimal_return": self.optimal, "random_return": self.random}
+        about = {"args": dataclasses.asdict(args), "optimal_return": self.optimal, "random_return": self.random}
+        about["versions"] = {m.__name__: m.__version__ for m in (gym, np, torch)} | {"python": sys.version.split()[0]}
         self.writer.add_text("run/about", f"```json\n{json.dumps(about, default=str, indent=1)}\n```")
 
     def __enter__(self) -> "Run":
-        self.start = time.perf_counter()
+        self.start, self.returns, self.lengths = time.perf_counter(), 0.0, 0.0
         self.bar = tqdm(total=self.args.total_timesteps, desc=self.args.exp_name, unit="step", unit_scale=True)
         self.bar.mininterval = 0.1 if sys.stderr.isatty() else 10.0  # a file of progress lines stays short
         if threading.current_thread() is threading.main_thread():
@@ -475,11 +474,10 @@ class Run:
 
     def record(self, step: int, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count the step of the training environments: reward (N,), ended (N,) bool; log the episodes that ended."""
-        if self.step == 0:
-            self.returns, self.lengths = np.zeros(len(reward)), np.zeros(len(reward))
         self.bar.update(step - self.step)
-        self.step = step
-        self.returns, self.lengths = self.returns + reward, self.lengths + 1
+        self.step, self.returns, self.lengths = step, self.returns + reward, self.lengths + np.ones(len(reward))
+        if not np.isfinite(reward).all():
+            raise SystemExit(f"the environment's rewards are not finite at step {step}: {reward}; log in {self.folder}")
         if ended.any():
             self.log({"charts/episodic_return": self.returns[ended].mean()})
             self.log({"charts/episodic_length": self.lengths[ended].mean()})
@@ -522,6 +520,8 @@ class Run:
     def log(self, scalars: dict[str, float]) -> None:
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, self.step)
+            if tag.startswith("losses/") and not np.isfinite(value):
+                raise SystemExit(f"{tag} is {value} at step {self.step}: lower --learning-rate; log in {self.folder}")
 
     def picture(self, tag: str, image: np.ndarray) -> None:
         """Put image (H, W, 3) uint8 into the log and, as TAG.png, into the run folder."""

@@ -23,6 +23,7 @@ SHORT = {
     "per_aux_dqn": {"total_timesteps": 1_200, "eval_every": 400, "learning_starts": 100},
     "transfer": {"total_timesteps": 1_200, "eval_every": 400, "learning_starts": 100},
     "her": {"total_timesteps": 1_200, "eval_every": 400, "learning_starts": 100},
+    "curriculum": {"total_timesteps": 1_200, "eval_every": 400, "learning_starts": 100, "num_levels": 4},
     "options_critic": {"total_timesteps": 1_280, "eval_every": 640, "num_envs": 4, "num_steps": 10},
     "feudal": {"total_timesteps": 1_280, "eval_every": 640, "num_envs": 4, "num_steps": 10},
 }

@@ -264,10 +264,9 @@ def test_two_runs_of_one_second_have_two_folders(short_args, monkeypatch, tmp_pa
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_other_environments(script, env_id, short_args, tmp_path):
     refusals = {("dyna_q", "CartPole-v1"): "--env-id must have discrete observations"}
-    refusals |= {
-        ("transfer", other): "--env-id must be a grid world" for other in ("CartPole-v1", "FrozenLake-v1", "Taxi-v4")
-    }
-    refusals |= {("her", other): "--env-id must have goals" for other in ("CartPole-v1", "FrozenLake-v1", "Taxi-v4")}
+    refusals[("curriculum", "CartPole-v1")] = "--env-id CartPole-v1 has no table P"
+    for other in ("CartPole-v1", "FrozenLake-v1", "Taxi-v4"):
+        refusals |= {("transfer", other): "--env-id must be a grid world", ("her", other): "--env-id must have goals"}
     if (script, env_id) in refusals:
         with pytest.raises(ValueError, match=refusals[script, env_id]):
             short_args(script, env_id=env_id, grid_size=None)

@@ -1,0 +1,594 @@
+"""Curriculum learning: a deep Q-network whose teacher sets the level of each episode, from near the goal to the task.
+
+Papers: Bengio et al. (2009), Curriculum Learning, ICML (a fixed order). Florensa et al. (2017), Reverse Curriculum
+        Generation, arXiv:1707.05300 (starts ever further from the goal). Matiisen et al. (2017), Teacher-Student
+        Curriculum Learning (TSCL), arXiv:1707.00183 (learning progress). DQN and its equations (1)-(3) are dqn.py's.
+Run:    python curriculum.py --layout maze --step-reward 0 --max-episode-steps 60
+Differences from the papers:
+    D1. How far a start is from the goal is read off the table of transitions; Florensa et al. walk there at random.
+    D2. TSCL's score is the success of a training episode, at the step at which it ended. The level is chosen
+        epsilon-greedily by |slope|, as in the authors' code for their Window algorithm.
+    D3. Smaller maps, and maps with fewer walls, are laid into the rectangle of the task's map, goal on goal. Walls then
+        are doors without a key, cells that observations count, so that a cell looks the same on every level.
+    D4. All levels share one network and one replay buffer. D1-D3 of dqn.py hold: Adam and the Huber loss, time limits
+        bootstrap, several environments.
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+import random
+import re
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import gridworld
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(gridworld.EnvArgs):
+    """Train a deep Q-network with a curriculum; eval/* judge it on the task that the flags name, the last level."""
+
+    exp_name: str = "curriculum"
+    """Name of the algorithm in run folders and reports."""
+    seed: int = 1
+    """Seed of the environments, the network and the exploration; the same seed gives the same run."""
+    total_timesteps: int = 20_000
+    """Environment steps of the whole run, over all environments."""
+    log_dir: Path = Path("runs")
+    """Folder in which the run's own folder is made."""
+    eval_every: int = 500
+    """Environment steps between evaluations of the greedy policy; 0 leaves only the last one."""
+    eval_episodes: int = 10
+    """Episodes in an evaluation, played side by side."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    """Where the network is; the CPU is fastest for networks of this size."""
+    save_model: bool = False
+    """Write the trained weights to model.pt in the run folder."""
+    capture_video: bool = False
+    """Film a greedy episode of the trained agent, to video.gif in the run folder."""
+
+    teacher: Literal["none", "uniform", "manual", "threshold", "learning-progress"] = "threshold"
+    """Who sets the levels: nobody (the task alone), chance, a timetable, success at the level, or progress (TSCL)."""
+    levels: Literal["distance", "size", "walls"] = "distance"
+    """What makes a level harder: starts further from the goal, a larger grid of the layout, or more of the walls."""
+    num_levels: int = 10
+    """Levels, the task itself among them; fewer where distances or sizes do not suffice."""
+    window: int = 10
+    """Last episodes of a level that count; `threshold` forgets those of the level to which it changes."""
+    advance: float = 0.8
+    """Success in the window from which on `threshold` goes to the next level."""
+    fall_back: float = 0.3
+    """Success in the window below which `threshold` goes back a level."""
+    review: float = 0.2
+    """Share of episodes on other levels, against forgetting: on easier ones, with `learning-progress` on any."""
+
+    num_envs: int = 4
+    """Environments stepped side by side."""
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
+    anneal_lr: bool = True
+    """Let the step size fall to 0 linearly over the run, so that the last policies are steady."""
+    gamma: float = 0.95
+    """Discount per step."""
+    buffer_size: int = 50_000
+    """Transitions kept for replay; the oldest are overwritten."""
+    batch_size: int = 64
+    """Transitions in an update."""
+    learning_starts: int = 500
+    """Environment steps before the first update."""
+    train_frequency: int = 2
+    """Environment steps per update."""
+    target_network_frequency: int = 25
+    """Environment steps between copies of the network into the target network."""
+    start_e: float = 0.3
+    """Chance of a random action at the first step."""
+    end_e: float = 0.05
+    """Chance of a random action once exploration has come down."""
+    exploration_fraction: float = 0.5
+    """Share of the run over which that chance falls from start_e to end_e, linearly, and `manual` moves to the task."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_run()
+        self.check(num_envs=(1, 4_096), learning_rate=(0, 1), gamma=(0, 1), buffer_size=(1, 1e8), batch_size=(1, 1e6))
+        self.check(learning_starts=(0, 1e12), train_frequency=(1, 1e9), target_network_frequency=(1, 1e12))
+        self.check(start_e=(0, 1), end_e=(0, 1), exploration_fraction=(0, 1), num_levels=(1, 1_000), window=(2, 1e6))
+        self.check(advance=(0, 1), fall_back=(0, self.advance), review=(0, 1))
+        grid = self.make_env().unwrapped
+        if self.teacher != "none" and not hasattr(grid, "P"):
+            raise ValueError(f"--env-id {self.env_id} has no table P to make levels from, so it needs --teacher none")
+        if self.levels != "distance" and (self.env_id != "GridWorld-v0" or self.random_goal or "K" in grid.map):
+            raise ValueError(f"--levels {self.levels} needs GridWorld-v0, without --random-goal and without keys")
+        if self.levels == "size" and not isinstance(gridworld.LAYOUTS.get(self.layout or "empty"), tuple):
+            raise ValueError(f"--levels size needs a --layout that has sizes, got {self.layout!r}")
+        if self.levels == "walls" and "D" not in grid.map:
+            raise ValueError(f"--levels walls needs a map with walls, got --layout {self.layout or 'empty'}")
+
+    def _kwargs(self, changes: dict) -> dict:
+        """Arguments of every environment: where levels differ in walls, those of the task's map are doors, too (D3)."""
+        if self.levels != "distance" and self.env_id == "GridWorld-v0":
+            rows = gridworld.layout_rows(self.layout or "empty", self.grid_size, self.layout_seed or 0)
+            changes = {"layout": with_doors(rows), "size": None} | changes
+        return super()._kwargs(changes)
+
+
+# ----------------------------------------------------------------------------- the maths
+# Pure functions. B batch, A actions, S states, L levels; levels count from 0.
+
+
+def td_target(reward: Tensor, terminated: Tensor, next_q: Tensor, gamma: float) -> Tensor:
+    """y = r + gamma (1 - terminated) max_a' Q'(s', a'), the target below eq. (2), with D2.
+
+    reward (B,) float; terminated (B,) float, 0 where the time limit cut the episode; next_q (B, A) float, the target
+    network at s'. Returns (B,) float, detached: no gradient reaches the target network.
+    """
+    return (reward + gamma * (1.0 - terminated) * next_q.max(dim=1).values).detach()
+
+
+def td_loss(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of Huber(y - Q(s, a)), eq. (2) with D1: a scalar.
+
+    q (B, A) float; action (B,) int64; target (B,) float.
+    """
+    return F.smooth_l1_loss(q.gather(1, action[:, None]).squeeze(1), target)
+
+
+def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
+    """Value at `step` of the line from `start` at step 0 to `end` at step `duration`, then `end`."""
+    return end if step >= duration else start + (end - start) * step / duration
+
+
+def times_due(step: int, every: int, stride: int) -> int:
+    """How many multiples of `every` lie in (step - stride, step]: what is due after `stride` more steps."""
+    return step // every - (step - stride) // every
+
+
+def start_distances(table: dict, initial: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fewest steps from each state (S,) to the end that pays most, the goal, inf where there is no way; what it pays.
+
+    Also inf for states that are never met from the task's starts, of which `initial` (S,) holds the chances.
+    table[s][a] = [(probability, next state, reward, terminated), ...].
+    """
+    moves = [(s, *move[1:]) for s in table for a in table[s] for move in table[s][a] if move[0] > 0 and move[1] != s]
+    source, target, reward, ends = (np.array(column) for column in zip(*moves, strict=True))
+    best = float(max(reward[ends], default=np.inf))
+    met, distance, last = initial > 0, np.full(len(initial), np.inf), None
+    while last is None or not np.array_equal(last, (met, distance)):
+        last = met.copy(), distance.copy()
+        met[target[met[source] & ~ends]] = True
+        np.minimum.at(distance, source, np.where(ends, np.where(reward == best, 1, np.inf), 1 + distance[target]))
+    return np.where(met, distance, np.inf), best
+
+
+def slope(times: Sequence[float], scores: Sequence[float]) -> float:
+    """Least-squares slope of scores over times that need not be evenly spaced; inf while no two times differ.
+
+    sum (t - mean t)(x - mean x) / sum (t - mean t)^2: TSCL's learning progress (its Window algorithm).
+    """
+    if len(set(times)) < 2:
+        return np.inf
+    t = np.array(times) - np.mean(times)
+    return float(t @ (np.array(scores) - np.mean(scores)) / (t @ t))
+
+
+def progress_distribution(slopes: np.ndarray, epsilon: float) -> np.ndarray:
+    """Chances of the levels (L,): the largest |slope|, ties alike, but with chance epsilon any level (D2).
+
+    The absolute value brings back a level that is being forgotten, whose slope is negative.
+    """
+    steepest = np.abs(slopes) == np.abs(slopes).max()
+    return (1 - epsilon) * steepest / steepest.sum() + epsilon / len(slopes)
+
+
+def review_distribution(level: int, n_levels: int, review: float) -> np.ndarray:
+    """Chances of the levels (L,): `level`, but with chance `review` one of the easier ones, where there are any."""
+    chances = np.zeros(n_levels)
+    chances[:level] = review / max(level, 1)
+    chances[level] = 1 - chances.sum()
+    return chances
+
+
+def manual_level(step: int, duration: float, n_levels: int) -> int:
+    """The level at `step`: the last of L levels begins at step `duration`, before it all take equally long."""
+    return n_levels - 1 if step >= duration else int(step / duration * (n_levels - 1))
+
+
+def threshold_level(level: int, successes: Sequence[bool], args: Args, n_levels: int) -> int:
+    """A level up from a success of `advance` on, one down below `fall_back`, and neither before the window is full.
+
+    successes: of the last `window` episodes on this level since it became the level.
+    """
+    if len(successes) < args.window:
+        return level
+    change = int(np.mean(successes) >= args.advance) - int(np.mean(successes) < args.fall_back)
+    return min(max(level + change, 0), n_levels - 1)
+
+
+def with_doors(rows: Sequence[Sequence[str]], size: int = 0) -> str:
+    """A map with a door for each wall, in the lower right corner of a field of them with at least `size` rows (D3)."""
+    edge = max(size - len(rows), 0)
+    walls = ["#" * (edge + len(rows[0]))] * edge + ["#" * edge + "".join(row) for row in rows]
+    return "\n".join(walls).replace("#", "D")
+
+
+# ----------------------------------------------------------------------------- levels and teacher
+
+
+def plan_levels(args: Args) -> tuple[list[tuple[dict, np.ndarray | None]], float]:
+    """The levels, the easiest first and the task last, and what the goal pays.
+
+    A level is what it changes of the task (arguments of make_env), and the states in which its episodes start, None for
+    those of its map.
+    """
+    env = args.make_env()
+    if args.teacher == "none":
+        return [({}, None)], np.inf
+    grid, limit, n, plan = env.unwrapped, env.spec.max_episode_steps, args.num_levels, []
+    distance, goal_reward = start_distances(grid.P, grid.initial_state_distrib)
+    if args.levels == "distance":
+        starts = distance[grid.initial_state_distrib > 0]
+        bounds = np.unique(np.linspace(0, starts[np.isfinite(starts)].max(initial=0), n + 1).round())
+        for low, high in itertools.pairwise(bounds[:-1]):
+            states = np.flatnonzero((low < distance) & (distance <= high))
+            plan.append(({"max_episode_steps": int(min(limit, 20 + 4 * high))}, states))
+    elif args.levels == "size":
+        layout, seed = args.layout or "empty", args.layout_seed or 0
+        sizes = np.arange(grid.rows, gridworld.LAYOUTS[layout][1] - 1, -2 if layout == "maze" else -1)
+        for size in sizes[np.unique(np.linspace(len(sizes) - 1, 0, n).round().astype(int))][:0:-1].tolist():
+            smaller = with_doors(gridworld.layout_rows(layout, size, seed), grid.rows)
+            plan.append(({"layout": smaller, "max_episode_steps": min(limit, 4 * size * size)}, None))
+    else:
+        walls = np.random.default_rng(0).permutation(np.argwhere(grid.map == "D"))
+        for kept in np.unique(np.linspace(0, len(walls), n).round().astype(int))[:-1]:
+            opened = grid.map.copy()
+            opened[tuple(walls[kept:].T)] = "."
+            plan.append(({"layout": with_doors(opened)}, None))
+    return [*plan, ({}, None)], goal_reward
+
+
+class Teacher:
+    """Sets the level of each episode and hears how it went. `step` is the environment step of all environments."""
+
+    def __init__(self, args: Args, n_levels: int) -> None:
+        self.args, self.n_levels, self.rng = args, n_levels, np.random.default_rng([args.seed, 1])
+        self.step, self.level, self.lessons = 0, 0, []  # of `threshold`; (step, level) of all episodes
+        self.windows = [collections.deque(maxlen=args.window) for _ in range(n_levels)]  # of (step, success)
+
+    def distribution(self) -> np.ndarray:
+        """The chances of the levels for an episode that begins now: (L,)."""
+        kind, n = self.args.teacher, self.n_levels
+        if kind == "learning-progress":
+            slopes = np.array([slope(*zip(*window, strict=True)) if window else np.inf for window in self.windows])
+            return progress_distribution(slopes, self.args.review)
+        if kind == "uniform":
+            return np.full(n, 1 / n)
+        if kind == "none":
+            return np.eye(n)[-1]
+        if kind == "manual":
+            self.level = manual_level(self.step, self.args.exploration_fraction * self.args.total_timesteps, n)
+        return review_distribution(self.level, n, self.args.review)
+
+    def choose(self) -> int:
+        level = int(self.rng.choice(self.n_levels, p=self.distribution()))
+        self.lessons.append((self.step, level))
+        return level
+
+    def hear(self, level: int, success: bool) -> None:
+        """An episode on that level ended at the goal, or not."""
+        self.windows[level].append((self.step, success))
+        if self.args.teacher == "threshold" and level == self.level:
+            successes = [success for _, success in self.windows[level]]
+            self.level = threshold_level(level, successes, self.args, self.n_levels)
+            if self.level != level:
+                self.windows[self.level].clear()
+
+    def scalars(self) -> dict[str, float]:
+        """For the log, levels counted from 1: the mean level of the latest episodes; of each the chance and success."""
+        tags = {"curriculum/level": 1 + np.mean([level for _, level in self.lessons[-self.args.window :]])}
+        for i, (chance, window) in enumerate(zip(self.distribution(), self.windows, strict=True), 1):
+            tags[f"curriculum/chance_{i:02}"] = chance
+            if window:
+                tags[f"curriculum/success_{i:02}"] = np.mean([success for _, success in window])
+        return tags
+
+
+class Classroom(gym.Env):
+    """One environment of all levels: each reset asks the teacher for a level, each end tells it of success."""
+
+    def __init__(self, args: Args, plan: list, goal_reward: float, teacher: Teacher) -> None:
+        self.goal_reward, self.teacher, self.levels = goal_reward, teacher, []
+        for changes, starts in plan:
+            self.levels.append(env := args.make_env(**changes))
+            if starts is not None:
+                env.unwrapped.start_states = starts  # from these a grid world draws, from this Gymnasium's toy_text:
+                env.unwrapped.initial_state_distrib = np.isin(np.arange(len(env.unwrapped.P)), starts) / len(starts)
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        self.level = self.teacher.choose()
+        if seed is None:
+            return self.levels[self.level].reset()
+        return [env.reset(seed=seed) for env in self.levels][self.level]
+
+    def step(self, action: int):
+        _, reward, terminated, truncated, _ = result = self.levels[self.level].step(action)
+        if terminated or truncated:
+            self.teacher.hear(self.level, bool(terminated and reward >= self.goal_reward))
+        return result
+
+
+def draw_lessons(lessons: list[tuple[int, int]], n_levels: int, steps: int) -> np.ndarray:
+    """A picture of the teacher's choices: share of the episodes on each level (row) over the run: (H, W, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes half a second to import
+    from matplotlib.figure import Figure
+
+    bins = [np.linspace(0, steps, 61), np.arange(0.5, n_levels + 1)]
+    counts, _, _ = np.histogram2d(*np.add(lessons, (0, 1)).T, bins)
+    canvas = FigureCanvasAgg(figure := Figure((7, 3.5), layout="constrained"))
+    axes = figure.add_subplot(xlabel="environment steps", ylabel="level", title="the teacher's choices")
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure.colorbar(axes.pcolormesh(*bins, share.T, cmap="viridis", vmin=0, vmax=1), label="share of episodes")
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[:, :, :3]
+
+
+# ----------------------------------------------------------------------------- network and buffer
+
+
+class QNetwork(nn.Sequential):
+    """Action values: (B, D) float -> (B, A) float."""
+
+    def __init__(self, obs_dim: int, n_actions: int) -> None:
+        super().__init__(nn.Linear(obs_dim, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, n_actions))
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions (s, a, r, s', terminated), drawn uniformly with replacement."""
+
+    def __init__(self, capacity: int, obs_dim: int) -> None:
+        self.obs, self.next_obs = torch.zeros(capacity, obs_dim), torch.zeros(capacity, obs_dim)
+        self.action = torch.zeros(capacity, dtype=torch.int64)
+        self.reward, self.terminated = torch.zeros(capacity), torch.zeros(capacity)
+        self.columns = (self.obs, self.action, self.reward, self.next_obs, self.terminated)
+        self.views = [column.numpy() for column in self.columns]  # writing through numpy is faster
+        self.capacity, self.added = capacity, 0
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, *transitions: np.ndarray) -> None:
+        """Add N transitions, given as columns (N, D), (N,), (N,), (N, D), (N,)."""
+        rows = np.arange(self.added, self.added + len(transitions[0])) % self.capacity
+        for view, values in zip(self.views, transitions, strict=True):
+            view[rows] = values
+        self.added += len(rows)
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> list[Tensor]:
+        rows = torch.from_numpy(rng.integers(len(self), size=batch_size))
+        return [column.index_select(0, rows) for column in self.columns]
+
+
+# ----------------------------------------------------------------------------- shared by every script
+# Copied, not imported, so that each file stands alone; tests/test_shared.py keeps the copies identical.
+
+
+def seed_everything(seed: int) -> np.random.Generator:
+    """Seed every generator, use one thread, and return the generator to draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (for libraries that draw from the global generator)
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)  # networks this small lose more to hand-offs between threads than they gain
+    return np.random.default_rng(seed)
+
+
+class Run:
+    """The log of one training run, and its yardstick: the greedy policy on the task that the flags name.
+
+    The folder is LOG_DIR/ENV__EXP_NAME__SEED__UNIXTIME. Steps are environment steps over all environments. Ctrl-C and
+    SIGTERM end the run with its log closed; a log without `run/completed` is partial.
+    """
+
+    def __init__(self, args) -> None:
+        self.args, self.step, self.evaluations, self.next_eval = args, 0, {}, args.eval_every or args.total_timesteps
+        self.env, self.eval_envs = args.make_env(), args.make_vec(args.eval_episodes)
+        self.optimal = self.random = np.nan
+        if hasattr(self.env.unwrapped, "P"):
+            self.optimal, self.random = gridworld.optimal_return(self.env), gridworld.random_return(self.env)
+        stamp, name = int(time.time()), re.sub(r"[^\w.-]", "-", args.env_id)
+        while True:
+            try:
+                self.folder = args.log_dir / f"{name}__{args.exp_name}__{args.seed}__{stamp}"
+                self.folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # a run of the same second
+                stamp += 1
+        self.writer = SummaryWriter(str(self.folder), flush_secs=1)  # a kill loses a second at most
+        about = {"args": dataclasses.asdict(args), "optimal_return": self.optimal, "random_return": self.random}
+        about["versions"] = {m.__name__: m.__version__ for m in (gym, np, torch)} | {"python": sys.version.split()[0]}
+        self.writer.add_text("run/about", f"```json\n{json.dumps(about, default=str, indent=1)}\n```")
+
+    def __enter__(self) -> "Run":
+        self.start, self.returns, self.lengths = time.perf_counter(), 0.0, 0.0
+        self.bar = tqdm(total=self.args.total_timesteps, desc=self.args.exp_name, unit="step", unit_scale=True)
+        self.bar.mininterval = 0.1 if sys.stderr.isatty() else 10.0  # a file of progress lines stays short
+        if threading.current_thread() is threading.main_thread():
+            self.on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.on_sigterm)
+        self.bar.close()
+        self.writer.close()
+        if kind is KeyboardInterrupt:
+            print(f"interrupted after {self.step} steps; partial log in {self.folder}", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    def record(self, step: int, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Count the step of the training environments: reward (N,), ended (N,) bool; log the episodes that ended."""
+        self.bar.update(step - self.step)
+        self.step, self.returns, self.lengths = step, self.returns + reward, self.lengths + np.ones(len(reward))
+        if not np.isfinite(reward).all():
+            raise SystemExit(f"the environment's rewards are not finite at step {step}: {reward}; log in {self.folder}")
+        if ended.any():
+            self.log({"charts/episodic_return": self.returns[ended].mean()})
+            self.log({"charts/episodic_length": self.lengths[ended].mean()})
+            self.returns[ended] = self.lengths[ended] = 0
+
+    def play(self, policy) -> dict[str, float]:
+        """Means over `eval_episodes` episodes, played side by side: return, length, success, score.
+
+        `policy(obs, start)` maps obs (B, D) float32 to actions (B,); start (B,) bool marks episodes that begin. Episode
+        i is seeded 10 000 + i each time, in every script. score = (return - random) / (optimal - random), where known.
+        """
+        n = self.args.eval_episodes
+        total, length, success = np.zeros(n), np.zeros(n), np.full(n, np.nan)
+        start, running = np.ones(n, bool), np.ones(n, bool)
+        obs, _ = self.eval_envs.reset(seed=10_000)
+        while running.any():
+            obs, reward, terminated, truncated, info = self.eval_envs.step(policy(obs, start))
+            start = terminated | truncated
+            total, length = total + reward * running, length + running
+            if "is_success" in info.get("final_info", {}):
+                success[start & running] = info["final_info"]["is_success"][start & running]
+            running &= ~start
+        span = self.optimal - self.random
+        score = (total.mean() - self.random) / span if span > 0 else np.nan
+        means = {"return": total.mean(), "length": length.mean(), "success": success.mean(), "score": score}
+        return {name: float(mean) for name, mean in means.items() if np.isfinite(mean)}
+
+    def evaluate(self, policy, force: bool = False) -> None:
+        """When an evaluation is due, play `policy` and log eval/* and what the run has cost so far."""
+        if self.step in self.evaluations or (self.step < self.next_eval and not force):
+            return
+        result, seconds = self.play(policy), time.perf_counter() - self.start
+        every = self.args.eval_every or self.args.total_timesteps
+        self.evaluations[self.step], self.next_eval = result, (self.step // every + 1) * every
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        scalars = {f"eval/{name}": mean for name, mean in result.items()} | {"charts/SPS": self.step / seconds}
+        self.log(scalars | {"system/wall_time_s": seconds, "system/peak_memory_mb": memory})
+        self.bar.set_postfix_str(", ".join(f"{name} {mean:.3f}" for name, mean in result.items()), refresh=False)
+
+    def log(self, scalars: dict[str, float]) -> None:
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, self.step)
+            if tag.startswith("losses/") and not np.isfinite(value):
+                raise SystemExit(f"{tag} is {value} at step {self.step}: lower --learning-rate; log in {self.folder}")
+
+    def picture(self, tag: str, image: np.ndarray) -> None:
+        """Put image (H, W, 3) uint8 into the log and, as TAG.png, into the run folder."""
+        self.writer.add_image(f"pictures/{tag}", image, self.step, dataformats="HWC")
+        Image.fromarray(image).save(self.folder / f"{tag}.png")
+
+    def finish(self, policy, weights: dict[str, Tensor], note: str = "") -> None:
+        """Evaluate for the last time, save what was asked for, mark the log as complete and say how it went."""
+        self.evaluate(policy, force=True)
+        if self.args.capture_video:
+            gif = gridworld.film(self.args.make_env(render_mode="rgb_array"), policy)
+            (self.folder / "video.gif").write_bytes(gif)
+            video = Summary.Value(tag="video", image=Summary.Image(encoded_image_string=gif))
+            self.writer.file_writer.add_summary(Summary(value=[video]), self.step)
+        if self.args.save_model:
+            torch.save(weights, self.folder / "model.tmp")
+            (self.folder / "model.tmp").replace(self.folder / "model.pt")  # whole or absent
+        self.log({"run/completed": self.step})
+        self.bar.close()
+        result, seconds = self.evaluations[self.step], time.perf_counter() - self.start
+        best = f" (optimal {self.optimal:.2f}), score {result['score']:.3f}" if "score" in result else ""
+        print(
+            f"{self.args.exp_name} on {self.args.env_id}: {self.step} steps in {seconds:.1f} s, "
+            f"greedy return {result['return']:.2f}{best}{note}; log in {self.folder}"
+        )
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def train(args: Args) -> QNetwork:
+    """Train one agent, log to TensorBoard, return its network."""
+    rng = seed_everything(args.seed)
+    plan, goal_reward = plan_levels(args)
+    teacher = Teacher(args, len(plan))
+    makers = [lambda: Classroom(args, plan, goal_reward, teacher)] * args.num_envs
+    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    obs_dim, n_actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
+    network, target = (QNetwork(obs_dim, n_actions).to(args.device) for _ in range(2))
+    target.requires_grad_(False).load_state_dict(network.state_dict())
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, fused=True)
+    buffer = ReplayBuffer(args.buffer_size, obs_dim)
+
+    @torch.no_grad()
+    def greedy(obs: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+        return network(torch.as_tensor(obs, device=args.device)).argmax(dim=1).cpu().numpy()
+
+    with Run(args) as run:
+        obs, _ = envs.reset(seed=args.seed)  # seeded once: a seed on every reset would replay one episode
+        for step in range(args.num_envs, args.total_timesteps + args.num_envs, args.num_envs):
+            # Act epsilon-greedily, one step in each environment.
+            epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps, step)
+            random_action = rng.integers(n_actions, size=args.num_envs)
+            action = np.where(rng.random(args.num_envs) < epsilon, random_action, greedy(obs))
+            teacher.step = step
+            next_obs, reward, terminated, truncated, info = envs.step(action)
+            ended, last_obs = terminated | truncated, next_obs
+            if ended.any():  # next_obs already is the first of the next episode there
+                last_obs = next_obs.copy()
+                last_obs[ended] = np.stack(info["final_obs"][ended])
+            buffer.add(obs, action, reward, last_obs, terminated)
+            obs = next_obs
+            run.record(step, reward, ended)
+
+            # Learn from replayed transitions, eq. (2).
+            for _ in range(times_due(step, args.train_frequency, args.num_envs) if step > args.learning_starts else 0):
+                b_obs, b_action, b_reward, b_next_obs, b_terminated = (
+                    column.to(args.device) for column in buffer.sample(args.batch_size, rng)
+                )
+                with torch.no_grad():
+                    y = td_target(b_reward, b_terminated, target(b_next_obs), args.gamma)  # (B,)
+                loss = td_loss(network(b_obs), b_action, y)
+                optimizer.zero_grad()
+                loss.backward()
+                if args.anneal_lr:
+                    optimizer.param_groups[0]["lr"] = linear_schedule(args.learning_rate, 0, args.total_timesteps, step)
+                optimizer.step()
+            if step > args.learning_starts and times_due(step, 500, args.num_envs):
+                run.log({"losses/td_loss": loss.item(), "losses/mean_target": y.mean().item()})
+                run.log(teacher.scalars())
+            if times_due(step, args.target_network_frequency, args.num_envs):
+                torch._foreach_copy_(list(target.parameters()), list(network.parameters()))
+            run.evaluate(greedy)
+
+        if isinstance(run.env.unwrapped, gridworld.GridWorldEnv):
+            with torch.no_grad():
+                q = network(torch.as_tensor(gridworld.observe_all(run.env), device=args.device)).cpu().numpy()
+            if args.levels != "distance":
+                q[run.env.unwrapped.symbol == "D"] = np.nan  # drawn as walls
+            panel = (q.max(axis=1), q.argmax(axis=1), None)
+            run.picture("policy", gridworld.draw(run.env, {"max Q(s, a) and the greedy action": panel}))
+        run.picture("teacher", draw_lessons(teacher.lessons, len(plan), run.step))
+        share = np.mean([level == len(plan) - 1 for _, level in teacher.lessons])
+        run.finish(greedy, network.state_dict(), f"; {share:.0%} of {len(teacher.lessons)} episodes on the task itself")
+    return network
+
+
+if __name__ == "__main__":
+    train(tyro.cli(Args))
