@@ -1,16 +1,21 @@
-"""Rewrite the README's table of results from results/runs.csv; with --check, only say whether it is up to date.
+"""Rewrite the README's tables from what is in results/; with --check, only say whether they are up to date.
 
 Run:   python benchmarks/readme.py
-       results/runs.csv is the results.csv of `python evaluate.py --train --seeds 10`, the README says with which tasks.
+       results/runs.csv is the results.csv of `python evaluate.py --train --suite full`, the README says of which tasks;
+       ablation.csv and transfer.json are written by ablation.py and transfer_methods.py, beside this file.
 """
 
 import csv
+import json
 import statistics
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results: written by benchmarks/readme.py -->\n", "<!-- end of results -->\n"
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import ablation  # noqa: E402
+import transfer_methods  # noqa: E402
 
 
 def table(path: Path) -> str:
@@ -36,16 +41,23 @@ def table(path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rewritten(text: str, rows: str) -> str:
-    """The README's text with the rows between the two marks."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + rows + END + rest.split(END)[1]
+def rewritten(text: str, results: Path) -> str:
+    """The README's text with each table between its two marks."""
+    tables = {"runs": table(results / "runs.csv"), "ablation": ablation.table(results / "ablation.csv")}
+    tables["transfer"] = transfer_methods.table(
+        json.loads((results / "transfer.json").read_text())["--layout four_rooms"]
+    )
+    for name, rows in tables.items():
+        begin, end = f"<!-- {name}: written by benchmarks/readme.py -->\n", f"<!-- end of {name} -->\n"
+        before, rest = text.split(begin)
+        text = before + begin + rows + end + rest.split(end)[1]
+    return text
 
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
-    new = rewritten(old, table(ROOT / "results" / "runs.csv"))
+    new = rewritten(old, ROOT / "results")
     if "--check" in sys.argv:
-        sys.exit("README.md differs from results/runs.csv; run python benchmarks/readme.py" if new != old else 0)
+        sys.exit("README.md differs from results/; run python benchmarks/readme.py" if new != old else 0)
     readme.write_text(new, encoding="utf-8")

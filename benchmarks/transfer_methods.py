@@ -3,10 +3,11 @@
 Run:   python benchmarks/transfer_methods.py --task "--layout four_rooms" --seeds 10
        trains what results/transfer.json lacks (about 10 seconds of one core a run, uvfa 25), and prints the table.
 
-All runs have 15 000 steps on the target and explore alike there; what the sources cost comes on top. Columns: score
-before the first step on the target, what that is above scratch, steps until 0.95 is kept (median, and how many seeds
-keep it), and the area under the curve against that of scratch with its 95 % interval. `near` are goals in the target's
-room, `far` in others; two controls have no sources (random features), one has sources that teach nothing of the target.
+All runs have 15 000 steps on the target and explore alike there, epsilon falling from 1 over half of them (from 0.3 in
+the last two rows); what the sources cost comes on top. Columns: score before the first step on the target, what that is
+above scratch, steps until 0.95 is kept (median, and how many seeds keep it), and the area under the curve against that
+of scratch with its 95 % interval. `near` are goals in the target's room, `far` in others; controls have no sources
+(random features), or sources that teach nothing of the target (unrelated).
 """
 
 import argparse
@@ -20,26 +21,31 @@ import numpy as np
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from conftest import read_log  # noqa: E402
-
-import transfer  # noqa: E402 (this file is run from its folder's parent)
+import evaluate  # noqa: E402 (this file is run from its folder's parent)
+import transfer  # noqa: E402
 
 RESULTS = ROOT / "results" / "transfer.json"
-ROWS = {"scratch": "--method scratch --total-timesteps 15000"}
-for method in ("fine-tune", "progressive", "frozen", "reptile", "uvfa"):
-    ROWS |= {f"{method}, {source}": f"--method {method} --source {source}" for source in ("near", "far")}
+LITTLE = "--target-start-e 0.3"
+ROWS = {"scratch": "--method scratch --total-timesteps 15000", "fine-tune, near": "", "fine-tune, far": "--source far"}
+ROWS["fine-tune, near, 8 000 steps on them"] = "--source-timesteps 8000 --total-timesteps 23000"
 ROWS["fine-tune, unrelated"] = "--source unrelated"
 for method in ("progressive", "frozen"):
+    ROWS[f"{method}, near"] = f"--method {method}"
     ROWS[f"{method}, random features"] = f"--method {method} --source-timesteps 0 --total-timesteps 15000"
+ROWS |= {f"{method}, near": f"--method {method}" for method in ("reptile", "uvfa")}
+ROWS |= {"progressive, far": "--method progressive --source far"}
+ROWS["scratch, little exploration"] = f"--method scratch --total-timesteps 15000 {LITTLE}"
+ROWS["fine-tune, near, little exploration"] = LITTLE
 
 
 def curve(flags: str, seed: int) -> list[list[float]]:
     """Steps on the target and the scores there, from the log of a run; the first is the zero-shot score."""
     with tempfile.TemporaryDirectory() as folder:
         transfer.train(tyro.cli(transfer.Args, args=[*shlex.split(flags), "--seed", str(seed), "--log-dir", folder]))
-        log = read_log(next(Path(folder).iterdir()))
+        (path,) = Path(folder).iterdir()
+        log = {tag: pairs.tolist() for tag, pairs in evaluate.read_run(path, path.name).scalars.items()}
     first = log["transfer/source_steps"][0][1]
     points = [(0, log["eval/zero_shot"][0][1])] + [(s - first, score) for s, score in log["eval/score"] if s > first]
     return [list(column) for column in zip(*points, strict=True)]
@@ -49,21 +55,22 @@ def table(curves: dict[str, dict[str, list]]) -> str:
     """The rows that have been measured, as markdown. curves: {row: {seed: [steps, scores]}}."""
     lines = ["| method, sources | seeds | zero-shot | jump start | 0.95 kept from | area | area / scratch [95 %] |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    base = [transfer.curve_measures(*c)["area"] for c in curves.get("scratch", {}).values()]
     for row in filter(curves.get, ROWS):
+        scratch = "scratch, little exploration" if "little" in row else "scratch"
+        base = [transfer.curve_measures(*c)["area"] for c in curves[scratch].values()]
         measures = [transfer.curve_measures(*c) for c in curves[row].values()]
-        zero_shot, nothing = (np.mean([c[1][0] for c in curves[name].values()]) for name in (row, "scratch"))
+        zero_shot, nothing = (np.mean([c[1][0] for c in curves[name].values()]) for name in (row, scratch))
         kept = [m.get("steps_to_kept_95", np.inf) for m in measures]
         area = [m["area"] for m in measures]
         ratio, low, high = transfer.area_ratio(area, base)
         share = f"{np.isfinite(kept).sum()} of {len(kept)}"
-        against = "1" if row == "scratch" else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+        against = "1" if row == scratch else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
         median = f"{np.median(kept):,.0f}" if np.isfinite(np.median(kept)) else "never"
         lines += [
             f"| {row} | {len(area)} | {zero_shot:.2f} | {zero_shot - nothing:.2f} | {median}, {share} "
             f"| {np.mean(area):.2f} | {against} |"
         ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -79,7 +86,7 @@ def main() -> None:
             if seed not in curves.setdefault(row, {}):
                 curves[row][seed] = curve(f"{args.task} {ROWS[row]}", int(seed))
                 RESULTS.write_text(json.dumps(results) + "\n")
-    print(table(curves))
+    print(table(curves), end="")
 
 
 if __name__ == "__main__":
