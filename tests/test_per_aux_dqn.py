@@ -14,7 +14,9 @@ OFF = {"prioritized": False, "auxiliary": False, "augmentation": "none"}
 
 
 def test_with_all_off_it_is_dqn_to_the_weight(short_args):
-    theirs = dqn.train(short_args("dqn", max_episode_steps=30, learning_rate=5e-4)).state_dict().values()
+    theirs = (
+        dqn.train(short_args("dqn", max_episode_steps=30, learning_rate=5e-4, anneal_lr=True)).state_dict().values()
+    )
     ours = per_aux_dqn.train(short_args("per_aux_dqn", max_episode_steps=30, **OFF)).state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(theirs, itertools.islice(ours, 6), strict=True))
 
