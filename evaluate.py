@@ -776,10 +776,10 @@ def run_there(name: str, command: list[str], scripts: dict[str, bytes]) -> tuple
         for script, text in scripts.items():
             (Path(folder) / script).write_bytes(text)
         command, options = [sys.executable, *command, "--log-dir", "."], {"env": os.environ | ONE_THREAD, "cwd": folder}
-        done = subprocess.run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **options)
+        ended = subprocess.run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **options)
         files = (path for path in Path(folder).glob("*__*/*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-        return done.returncode, files | {f"output/{name}.txt": done.stdout}
+        return ended.returncode, files | {f"output/{name}.txt": ended.stdout}
 
 
 def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:

@@ -895,5 +895,4 @@ MUTANTS = [
     ("steps //= 2", "pass", "like_with_like"),
     ("-np.sort(-y, axis=0)", "y", "studied"),
     ('*(values(x, tags["area"]) for x in (runs, *scratch))', '*(values(x, tags["area"]) for x in (*scratch, runs))', "options_and_horizons"),
-    ("set.intersection(*map(set, tasks))", "set.union(*map(set, tasks[:1]))", "options_and_horizons"),
 ]  # fmt: skip
