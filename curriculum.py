@@ -410,9 +410,8 @@ class Run:
     def __init__(self, args) -> None:
         self.args, self.step, self.evaluations, self.next_eval = args, 0, {}, args.eval_every or args.total_timesteps
         self.env, self.eval_envs = args.make_env(), args.make_vec(args.eval_episodes)
-        self.optimal = self.random = np.nan
-        if hasattr(self.env.unwrapped, "P"):
-            self.optimal, self.random = gridworld.optimal_return(self.env), gridworld.random_return(self.env)
+        exact = gridworld.optimal_return, gridworld.random_return
+        self.optimal, self.random = (f(self.env) if hasattr(self.env.unwrapped, "P") else np.nan for f in exact)
         stamp, name = int(time.time()), re.sub(r"[^\w.-]", "-", args.env_id)
         while True:
             try:
@@ -421,6 +420,7 @@ class Run:
                 break
             except FileExistsError:  # a run of the same second
                 stamp += 1
+        self.on_error, threading.excepthook = threading.excepthook, lambda _: None  # the writer raises it once more
         self.writer = SummaryWriter(str(self.folder), flush_secs=1)  # a kill loses a second at most
         about = {"args": dataclasses.asdict(args), "optimal_return": self.optimal, "random_return": self.random}
         about["versions"] = {m.__name__: m.__version__ for m in (gym, np, torch)} | {"python": sys.version.split()[0]}
@@ -438,7 +438,11 @@ class Run:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.on_sigterm)
         self.bar.close()
-        self.writer.close()
+        threading.excepthook = self.on_error
+        try:
+            self.writer.close()
+        except OSError as error:  # a full disk, a folder that is gone
+            raise SystemExit(f"cannot write the log in {self.folder}: {error}") from None
         if kind is KeyboardInterrupt:
             print(f"interrupted after {self.step} steps; partial log in {self.folder}", file=sys.stderr)
             raise SystemExit(130) from None
@@ -460,14 +464,12 @@ class Run:
         `policy(obs, start)` maps obs (B, D) float32 to actions (B,); start (B,) bool marks episodes that begin. Episode
         i is seeded 10 000 + i each time, in every script. score = (return - random) / (optimal - random), where known.
         """
-        n = self.args.eval_episodes
-        total, length, success = np.zeros(n), np.zeros(n), np.full(n, np.nan)
-        start, running = np.ones(n, bool), np.ones(n, bool)
+        total, length = np.zeros((2, self.args.eval_episodes))
+        success, start, running = np.full(len(total), np.nan), *np.ones((2, len(total)), bool)
         obs, _ = self.eval_envs.reset(seed=10_000)
         while running.any():
             obs, reward, terminated, truncated, info = self.eval_envs.step(policy(obs, start))
-            start = terminated | truncated
-            total, length = total + reward * running, length + running
+            start, total, length = terminated | truncated, total + reward * running, length + running
             if "is_success" in info.get("final_info", {}):
                 success[start & running] = info["final_info"]["is_success"][start & running]
             running &= ~start
@@ -514,10 +516,8 @@ class Run:
         self.bar.close()
         result, seconds = self.evaluations[self.step], time.perf_counter() - self.start
         best = f" (optimal {self.optimal:.2f}), score {result['score']:.3f}" if "score" in result else ""
-        print(
-            f"{self.args.exp_name} on {self.args.env_id}: {self.step} steps in {seconds:.1f} s, "
-            f"greedy return {result['return']:.2f}{best}{note}; log in {self.folder}"
-        )
+        ran = f"{self.args.exp_name} on {self.args.env_id}: {self.step} steps in {seconds:.1f} s"
+        print(f"{ran}, greedy return {result['return']:.2f}{best}{note}; log in {self.folder}")
 
 
 # ----------------------------------------------------------------------------- training

@@ -89,9 +89,7 @@ def test_values_of_the_wrong_kind_are_refused(script, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     cls = ARGS[script]
     for name, kind in kinds(cls).items():
-        wrong = {int: ["1.5", ""], float: ["much", ""], bool: ["perhaps"], str: [], typing.Any: []}.get(
-            kind, ["pink", ""]
-        )
+        wrong = {int: ["1.5", ""], float: ["much", ""], bool: ["perhaps"], str: []}.get(kind, ["pink", ""])
         for value in wrong if "Path" not in str(kind) else []:  # any text is a path
             said = refusal(cls, [f"{flag(name)}={value}"], capsys)
             assert (value if kind is bool else flag(name)) in said, said  # "Unrecognized options: perhaps"
@@ -128,7 +126,7 @@ def test_numbers_out_of_range_are_refused_with_their_bounds(script, tmp_path, mo
 
 
 BAD_NAMES = ["", " ", "a b", "a/b", "a|b", "a:b", "a\nb", "a\0b", "-" * 61, "a" * 5_000]
-BAD_FOLDERS = ["file", "file/below", "/dev/null", "/dev/full/runs", "a" * 300, "dangling", "dangling/runs"]
+BAD_FOLDERS = ["", ".", "file", "file/below", "/dev/null", "/dev/full/runs", "a" * 300, "dangling", "dangling/runs"]
 BAD_FOLDERS += ["x/" * 3_000]
 BAD_LAYOUTS = ["", " ", "nowhere.txt", ".", "a" * 5_000, "/dev/null", "file", "\n", "S\n", "SG\0\n", "S?G\n", "S#G\n"]
 BAD_IDS = ["", " ", ":", ":X-v0", "a:b:c", "gridworld:", "gridworld:X-v0", "..:X-v0", "no such:X-v0", "CartPole-v1 "]

@@ -399,6 +399,8 @@ def judged(ensemble, env, pairs) -> tuple[float, float]:
         output = ensemble(obs, torch.as_tensor(action))[0]
         right = model_based.predicted_obs(output, obs, known).argmax(dim=-1).numpy() == grid.next_state[state, action]
         spread = model_based.disagreement(output, obs, known).numpy()
+    if tried.all():
+        return right[:, tried].mean(), np.nan  # nothing to tell apart
     above = (spread[~tried, None] > spread[tried]).mean() + 0.5 * (spread[~tried, None] == spread[tried]).mean()
     return right[:, tried].mean(), above
 

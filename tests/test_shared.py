@@ -83,52 +83,32 @@ def weights_of(folder):
     return torch.cat([value.flatten() for value in torch.load(folder / "model.pt", weights_only=True).values()])
 
 
-def weights_and_log(script, args):
-    """The trained weights and the scalars that do not depend on the clock."""
+def without_clock(log):
+    """The scalars of a log that do not depend on the clock."""
+    clock = ("system/", "charts/SPS", "about", "images")
+    return {tag: values for tag, values in log.items() if not tag.startswith(clock)}
+
+
+def trained(script, args):
+    """The weights that a run saves, and its folder."""
     before = set(args.log_dir.glob("*"))
     importlib.import_module(script).train(dataclasses.replace(args, save_model=True))
     (folder,) = set(args.log_dir.glob("*")) - before
-    clock = ("system/", "charts/SPS", "about", "images")
-    log = {tag: values for tag, values in read_log(folder).items() if not tag.startswith(clock)}
-    return weights_of(folder), log
+    return weights_of(folder), folder
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_same_seed_same_run_and_evaluation_is_invisible(script, short_args):
-    weights, log = weights_and_log(script, short_args(script))
-    again, log_again = weights_and_log(script, short_args(script))
-    assert torch.equal(weights, again)
-    assert log == log_again
-    unseen, log_unseen = weights_and_log(script, short_args(script, eval_every=0))
-    assert torch.equal(weights, unseen)
-    assert len(log["eval/return"]) > len(log_unseen["eval/return"]) == 1
-    other, _ = weights_and_log(script, short_args(script, seed=2))
+def test_evaluations_log_pictures_and_film_are_invisible_and_another_seed_is_not(script, short_args, monkeypatch):
+    weights, _ = trained(script, short_args(script))
+    other, _ = trained(script, short_args(script, seed=2))
     assert not torch.equal(weights, other)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_what_is_logged_and_drawn_does_not_change_a_run(script, short_args, tmp_path, monkeypatch):
-    """Without a log and pictures, and with a film, the weights are the same."""
-    module, weights = importlib.import_module(script), []
-    for name in "logged", "silent":
-        module.train(short_args(script, save_model=True, capture_video=name == "silent", log_dir=tmp_path / name))
-        weights.append(weights_of(next((tmp_path / name).iterdir())))
-        monkeypatch.setattr(module, "SummaryWriter", unittest.mock.MagicMock())
-        monkeypatch.setattr(gridworld, "draw", lambda env, panels: np.zeros((2, 2, 3), np.uint8))
-        monkeypatch.setattr(module, "study_and_draw", lambda *_: None, raising=False)  # of world_model
-    assert not list(tmp_path.glob("silent/*/*tfevents*"))
-    assert torch.equal(*weights)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_threads_and_hash_seeds_do_not_change_a_run(script, tmp_path):
-    weights = []
-    for number in "12":
-        folder = tmp_path / number
-        variables = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number, "PYTHONHASHSEED": number}
-        run_script(script, "--log-dir", folder, "--save-model", env=variables)
-        weights.append(weights_of(next(folder.iterdir())))
-    assert torch.equal(*weights)
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "SummaryWriter", unittest.mock.MagicMock())
+    monkeypatch.setattr(gridworld, "draw", lambda env, panels: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(module, "study_and_draw", lambda *_: None, raising=False)  # of world_model
+    silent, folder = trained(script, short_args(script, eval_every=0, capture_video=True))
+    assert torch.equal(weights, silent)
+    assert not list(folder.glob("*tfevents*"))
 
 
 def flags(script):
@@ -142,11 +122,18 @@ def run_script(script, *arguments, env=None, defaults=True):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_run_from_the_shell(script, tmp_path):
-    """The contract of folder, tags, pictures, model, video and the last line."""
-    result = run_script(script, "--log-dir", tmp_path, "--save-model", "--capture-video", "--seed", 3)
+def test_run_from_the_shell(script, short_args, tmp_path):
+    """The contract of folder, tags, pictures, model, video and the last line. Weights and scalars are those of the same
+    run in this process, whose hash seed and number of threads are others."""
+    two = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PYTHONHASHSEED": "2"}
+    result = run_script(script, "--log-dir", tmp_path, "--save-model", "--capture-video", "--seed", 3, env=two)
     assert result.returncode == 0, result.stderr
     (folder,) = tmp_path.iterdir()
+    torch.set_num_threads(3)
+    weights, here = trained(script, short_args(script, grid_size=4, seed=3, log_dir=tmp_path / "here"))
+    assert torch.get_num_threads() == 1
+    assert torch.equal(weights_of(folder), weights)
+    assert without_clock(read_log(folder)) == without_clock(read_log(here))
     env_id = importlib.import_module(script).Args.env_id
     assert re.fullmatch(rf"{env_id}__{script}__3__\d+", folder.name)
     log = read_log(folder)
