@@ -57,8 +57,8 @@ def test_planning_draws_pairs_and_outcomes_uniformly():
     pairs = [[outcome(row, 0, 1.0, 0.0, row), outcome(row, 0, 3.0, 0.0, row)], [outcome(row, 1, 5.0, 0.0, row)]]
     dyna_q.plan(pairs, 20_000, 0.002, 0.0, 0, random.Random(1))
     assert row == [pytest.approx(2.0, abs=0.1), pytest.approx(5.0)]
-    few = [0.0, 0.0]
-    pairs = [[outcome(few, 0, 1.0, 0.0, few)], [outcome(few, 1, 1.0, 0.0, few)]]
+    few = [0.0, 0.0]  # a pair that was seen thrice is not planned more often
+    pairs = [[outcome(few, 0, 1.0, 0.0, few)] * 3, [outcome(few, 1, 1.0, 0.0, few)]]
     dyna_q.plan(pairs, 1_000, 1e-6, 0.0, 0, random.Random(1))
     assert few == [pytest.approx(5e-4, rel=0.1), pytest.approx(5e-4, rel=0.1)]
 
@@ -85,6 +85,27 @@ def test_planning_uses_only_what_was_seen(short_args, monkeypatch):
             assert next_s == grid.next_state[s, action]
             assert reward == grid.reward[s, action]
             assert discount == (0.0 if grid.terminal[next_s] else args.gamma)
+
+
+def test_bonus_counts_from_the_last_real_trial(short_args, monkeypatch):
+    """What planning is given as the steps of the last trials is what happened; the model's own updates are no trials."""
+    last, plan, checked = {}, dyna_q.plan, []
+
+    def spy(pairs, steps, alpha, kappa, now, rng):
+        s, a = taken[-1]
+        last[s, a] = now
+        tried = {id(o[0]): o[5] for outcomes in pairs for o in outcomes}
+        assert len(tried) == len({s for s, _ in last})
+        assert sorted(n for row in tried.values() for n in row if n) == sorted(last.values())
+        checked.append(now)
+        plan(pairs, steps, alpha, kappa, now, rng)
+
+    args, taken = short_args("dyna_q", grid_size=3, kappa=0.1, total_timesteps=200), []
+    step = gridworld.GridWorldEnv.step
+    monkeypatch.setattr(gridworld.GridWorldEnv, "step", lambda env, a: (taken.append((env.state, a)), step(env, a))[1])
+    monkeypatch.setattr(dyna_q, "plan", spy)
+    dyna_q.train(dataclasses.replace(args, eval_every=0))
+    assert checked == list(range(1, 201))
 
 
 def test_step_size_falls_to_zero_over_the_run_unless_told_otherwise(short_args, monkeypatch):
@@ -230,5 +251,8 @@ MUTANTS = [
     ("math.sqrt(now - tried[action])", "math.sqrt(now)", "root_of_the_time"),
     ("outcomes[visits % capacity] = outcome", "pass", "latest_outcomes"),
     ("outcomes.clear()", "pass", "replaces_the_imagined"),
+    ("in rng.choices(pairs, k=steps)", "in rng.choices(pairs, [len(outcomes) for outcomes in pairs], k=steps)", "uniformly"),
+    ("if args.kappa == 0 and visits[s][a] == 0:", "if args.kappa == 0:", "uses_only_what_was_seen"),
+    ("visits[s][a], tried[s][a] = visits[s][a] + 1, step", "visits[s][a] += 1", "last_real_trial"),
     ("outcome = (q[s], a, float(reward),", "outcome = (q[s], a, 0.0,", "uses_only_what_was_seen"),
 ]  # fmt: skip

@@ -313,7 +313,8 @@ def test_state_is_carried_from_rollout_to_rollout_and_dropped_at_episode_ends(sh
     args = dataclasses.replace(
         args, total_timesteps=300, learning_rate=0.0
     )  # nothing is learned: states are comparable
-    calls, steps = Spy(monkeypatch, args).calls, 100
+    spy, steps = Spy(monkeypatch, args), 100
+    calls, network = spy.calls, spy.network
     manage = calls["manage"][:steps]
     for ((_, _, _, memory, _), _), (_, (_, _, left)) in zip(manage[1:], manage[:-1], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(memory, left, strict=True))
@@ -332,10 +333,22 @@ def test_state_is_carried_from_rollout_to_rollout_and_dropped_at_episode_ends(sh
     assert torch.equal(calls["movements"][0][0][0], past_s[-1, : args.num_steps])
     assert torch.equal(calls["manager_loss"][0][0][1], calls["movements"][0][1][0])
 
+    # Values, too, are those of the states that are left, and arrived in.
+    with torch.no_grad():
+        everywhere = torch.as_tensor(gridworld.observe_all(args.make_env()))
+        s = network.space(everywhere)
+        worker, manager = network.worker_critic(everywhere)[:, 0], network.manager_critic(everywhere)[:, 0]
+        left, arrived = (torch.cdist(x[: args.num_steps], s).argmin(dim=-1) for x in (past_s[-1], next_s))
+    for (arguments, returns), value in zip(calls["n_step_return"][:2], (worker, manager), strict=True):
+        assert torch.allclose(arguments[3], value[arrived], atol=1e-5)
+        if value is manager:
+            assert torch.allclose(returns - calls["manager_loss"][0][0][2], value[left], atol=1e-4)
+
 
 def test_rewards_and_discounts_of_manager_and_worker(short_args, monkeypatch):
     args = short_args("feudal", gamma=0.5, manager_gamma=0.75, intrinsic_coef=0.25, extrinsic_coef=2.0, eval_every=0)
-    calls = Spy(monkeypatch, args).calls
+    spy = Spy(monkeypatch, args)
+    calls = spy.calls
     (worker, _), (manager, returns) = calls["n_step_return"][:2]
     assert (worker[4], manager[4]) == (0.5, 0.75)
     assert torch.allclose(worker[0], 2.0 * manager[0] + 0.25 * calls["intrinsic_reward"][0][1])
@@ -344,6 +357,9 @@ def test_rewards_and_discounts_of_manager_and_worker(short_args, monkeypatch):
     goal, _, advantage, _ = calls["manager_loss"][0][0]
     assert (returns - advantage).std() < 1.0  # the manager's values, at their start
     assert torch.equal(torch.stack([result[0] for _, result in calls["manage"][: args.num_steps]]), goal)
+    torch.manual_seed(args.seed)
+    fresh = dict(feudal.Feudal(25, 4, args.goal_horizon).named_parameters())
+    assert not [name for name, parameter in spy.network.named_parameters() if torch.equal(parameter, fresh[name])]
 
 
 def test_greedy_policy_keeps_its_own_memory_and_starts_anew(short_args, monkeypatch):
@@ -512,4 +528,9 @@ MUTANTS = [
     ("reward = reward + args.intrinsic_coef * r_i", "reward = reward + args.intrinsic_coef * r_i.sum(dim=0)", "rewards_and_discounts"),
     ("network.manager_critic, b_reward, args.manager_gamma", "network.manager_critic, reward, args.manager_gamma", "rewards_and_discounts"),
     ("memory = memory or network.memory(len(obs))", "memory = network.memory(len(obs))", "keeps_its_own_memory"),
+    ("critic(b_last_obs)[..., 0].detach()", "critic(b_obs)[..., 0].detach()", "carried_from_rollout"),
+    ("value, next_value = critic(b_obs)[..., 0]", "value, next_value = critic(b_last_obs)[..., 0]", "carried_from_rollout"),
+    ("movements(past_s[:, -1], next_s", "movements(past_s[:, 0], next_s", "carried_from_rollout"),
+    ("next_s = network.space(b_last_obs).detach()", "next_s = network.space(b_obs).detach()", "carried_from_rollout"),
+    ('losses["manager"] = manager_loss(', 'losses["manager"] = 0.0 * manager_loss(', "rewards_and_discounts"),
 ]  # fmt: skip

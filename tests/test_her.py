@@ -164,6 +164,7 @@ def test_stored_transitions_are_those_of_the_environment(strategy, short_args, m
     obs, next_obs, action = buffer.obs[:n].numpy(), buffer.next_obs[:n].numpy(), buffer.action[:n].numpy()
     cell, goal = obs[:, :cells].argmax(1), obs[:, cells:].argmax(1)
     assert (next_obs[:, cells:].argmax(1) == goal).all()
+    assert (obs.reshape(n, 2, cells).sum(axis=2) == 1).all()
     number = {(c, g): s for s, (c, g) in enumerate(zip(grid.cell_of.tolist(), grid.goal_of.tolist(), strict=True))}
     state = np.array([number[pair] for pair in zip(cell.tolist(), goal.tolist(), strict=True)])
     at_goal = cell == goal  # in hindsight only: the environment would have ended there
@@ -342,4 +343,5 @@ MUTANTS = [
     ('({"random_goal": True} if', "({} if", "draws_goals"),
     ("hits / np.where", "np.ones_like(hits) / np.where", "share_of_goals_reached"),
     ("(1.0 - terminated) * next_q", "next_q", "the_rest_is_dqn"),
+    ("seen[:step], rng)", "seen, rng)", "are_those_of_the_environment"),
 ]  # fmt: skip

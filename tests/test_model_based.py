@@ -472,4 +472,7 @@ MUTANTS = [
     ("chance[1] >= end[member, row]", "chance[1] >= 0.0", "rows_that_end_stop"),
     ("F.one_hot(action, self.n_actions).float()", "F.one_hot(action, self.n_actions).float().roll(1, -1)", "equals_its_members"),
     ("(output @ known.T).softmax(dim=-1) @ next_value", "next_value.mean().expand(output.shape[:2])", "imagined_target_by_hand"),
+    ("+ gamma**horizon * alive[..., None] * q(obs))", "+ 0 * q(obs))", "true_model_and_values"),
+    ("gamma**t * alive * reward\n", "gamma**t * alive * reward * (t == 0)\n", "needs_the_whole_path"),
+    ("        obs = predicted_obs(output, obs, known)\n    total", "        obs = predicted_obs(output.mean(dim=0).expand_as(output), obs, known)\n    total", "bonus_draws_the_plan"),
 ]  # fmt: skip

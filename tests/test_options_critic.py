@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, read_log
 
+import gridworld
 import options_critic
 
 
@@ -129,6 +130,45 @@ def never_ending(act):
     return patched
 
 
+def test_the_update_is_made_of_the_rollouts_steps(short_args, monkeypatch):
+    """Policy, values and baseline are those of s, the bootstrap and the terminations those of s', in the first episode."""
+    args = short_args("options_critic", eval_every=0, total_timesteps=160)
+    grid, gamma, networks, steps, policies, checked = args.make_env().unwrapped, args.gamma, [], [], [], []
+    make, step = options_critic.OptionCritic.__init__, gridworld.GridWorldVectorEnv.step
+    policy_loss, termination_loss = options_critic.policy_loss, options_critic.termination_loss
+    everywhere = torch.as_tensor(gridworld.observe_all(args.make_env()))
+
+    def watched(log_beta, next_q, option, terminated, cost):
+        network, (s, a) = networks[0], (np.concatenate(column) for column in zip(*steps, strict=True))
+        with torch.no_grad():
+            (log_pi, beta), q = network.act(everywhere), network.q(everywhere)
+        to, reward = grid.next_state[s, a], torch.as_tensor(grid.reward[s, a], dtype=torch.float32)
+        arrival = options_critic.value_upon_arrival(q[to], beta[to], option)
+        target = options_critic.option_target(reward, terminated, arrival, gamma)
+        assert terminated.tolist() == grid.terminal[to].tolist()
+        for said, exact in (
+            *zip((log_beta, next_q), (beta[to], q[to]), strict=True),
+            *zip(policies.pop(), (log_pi[s, option, a], target, q[s, option]), strict=True),
+        ):
+            assert torch.allclose(said, exact, atol=1e-6)
+        steps.clear()
+        checked.append(cost)
+        return termination_loss(log_beta, next_q, option, terminated, cost)
+
+    spies = {
+        (options_critic.OptionCritic, "__init__"): lambda self, *a: (make(self, *a), networks.append(self))[0],
+        (gridworld.GridWorldVectorEnv, "step"): lambda self, a: (steps.append((self.states.copy(), a)), step(self, a))[
+            1
+        ],
+        (options_critic, "policy_loss"): lambda *a: (policies.append(a), policy_loss(*a))[1],
+        (options_critic, "termination_loss"): watched,
+    }
+    for (owner, name), spy in spies.items():
+        monkeypatch.setattr(owner, name, spy)
+    options_critic.train(args)
+    assert checked == [args.deliberation_cost] * 4
+
+
 def test_use_of_options_by_hand():
     """Two environments; the first ends its episode after two steps, and its second episode does not count."""
     option = np.array([[0, 1], [0, 1], [2, 1], [2, 0]])
@@ -189,4 +229,7 @@ MUTANTS = [
     ("self.termination_head(features.detach())", "self.termination_head(features)", "own_part_of_the_network"),
     ("first = start.cumsum(axis=0) == 1", "first = start.cumsum(axis=0) >= 1", "use_of_options_by_hand"),
     ("ends = start | (rng.random(n) < beta[rows, option])", "ends = np.ones(n, bool)", "go_on_until_they_end"),
+    ("next_beta = network.act(b_next_obs)[1]", "next_beta = network.act(b_obs)[1]", "made_of_the_rollouts"),
+    ("next_q = network.q(b_next_obs)", "next_q = network.q(b_obs)", "made_of_the_rollouts"),
+    ("rollout.append((obs, option, action, np.float32(reward), last_obs,", "rollout.append((obs, option, action, np.float32(reward), next_obs,", "made_of_the_rollouts"),
 ]  # fmt: skip

@@ -1,16 +1,22 @@
 """Numeric oracles: gradients against finite differences of an objective that is solved exactly, bounds against what they
-bound. All in float64, on problems small enough to enumerate.
+bound, targets against value iteration. All in float64, on problems small enough to enumerate.
 """
 
+import copy
+import inspect
 import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from test_properties import MODULES, draw_map, having
+from torch import Tensor, nn
 
+import curriculum
+import gridworld
 import options_critic
+import transfer
 import world_model
 
 torch.manual_seed(0)
@@ -198,6 +204,141 @@ def test_elbo_bounds_the_evidence_and_meets_it_at_the_posterior(seed, terminated
     assert np.isfinite(evidence)
 
 
+# ----------------------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize("layout", gridworld.LAYOUTS)
+@pytest.mark.parametrize("script", having("td_target"))
+def test_fixed_point_of_the_targets_is_the_optimum(script, layout):
+    """Q = E[td_target(r, terminated, Q(s'))] over the table P of a slippery world, against backward induction."""
+    env = gridworld.EnvArgs(layout=layout, slip=0.3).make_env()
+    rows = [(s, a, *outcome) for s, moves in env.unwrapped.P.items() for a in moves for outcome in moves[a]]
+    s, a, p, to, reward, terminated = (torch.from_numpy(np.array(column)) for column in zip(*rows, strict=True))
+    target, q = MODULES[script].td_target, torch.zeros(len(env.unwrapped.P), 4, dtype=torch.float64)
+    for _ in range(150):
+        next_q = q[to] if "next_q" in inspect.signature(target).parameters else q[to].max(dim=1).values
+        y = target(reward, terminated.double(), next_q, 0.8)
+        q = torch.zeros_like(q).index_put_((s, a), p * y, accumulate=True)
+    assert np.abs(q.numpy() - gridworld.solve(env, gamma=0.8, horizon=1_000)).max() < 1e-9
+
+
+def test_targets_for_all_goals_are_those_of_worlds_with_that_goal():
+    """UVFA: what two worlds show, whose goals are cells 2 and 7, is enough for every goal: the fixed point of the targets
+    is the optimum of the world in which that goal is G."""
+    rows, rewards = np.array([list("S..."), list(".#X."), list("....")]), (10.0, -0.1)
+    cells = np.argwhere(rows != "#")
+    goals = [i for i, (r, c) in enumerate(cells) if rows[r, c] == "."]
+
+    def world(goal: int) -> gridworld.GridWorldEnv:
+        marked = rows.copy()
+        marked[tuple(cells[goal])] = "G"
+        return gridworld.GridWorldEnv(layout="\n".join(map("".join, marked)) + "\n")
+
+    shown = []
+    for own in 2, 7:
+        grid = world(goals[own])
+        s, a = np.divmod(np.arange(4 * grid.n_states), 4)
+        s, a = s[~grid.terminal[s]], a[~grid.terminal[s]]
+        to = grid.next_state[s, a]
+        arrived = torch.tensor(to[:, None] == goals)
+        columns = torch.tensor(grid.reward[s, a]), torch.tensor(1.0 * grid.terminal[to])
+        shown.append((s, a, to, *transfer.for_all_goals(*columns, arrived, own, rewards)))
+    q = torch.zeros(len(goals), len(cells), 4, dtype=torch.float64)
+    for _ in range(60):
+        for (s, a, to, reward, terminated), g in itertools.product(shown, range(len(goals))):
+            q[g, s, a] = transfer.td_target(reward[:, g], terminated[:, g], q[g, to], 0.8)
+    for g, goal in enumerate(goals):
+        env = gridworld.EnvArgs(layout="\n".join(map("".join, world(goal).map)) + "\n").make_env()
+        live = ~env.unwrapped.terminal
+        exact = gridworld.solve(env, gamma=0.8, horizon=1_000)
+        assert np.abs(q[g].numpy() - exact)[live].max() < 1e-9
+
+
+def test_distances_are_those_of_value_iteration():
+    """Of every state that is met from the starts of 100 drawn maps: minus the best return if each step costs 1."""
+    rng, compared = np.random.default_rng(1), 0
+    costs = {"step_reward": -1.0, "goal_reward": -1.0, "trap_reward": -1e6}
+    while compared < 100:
+        layout, slip = draw_map(rng), float(rng.choice([0.0, 0.3]))
+        try:
+            env, exact = gridworld.EnvArgs(layout=layout, slip=slip), gridworld.EnvArgs(layout=layout, **costs)
+            table, initial = env.make_env().unwrapped.P, env.make_env().unwrapped.initial_state_distrib
+        except ValueError:  # a map without a way
+            continue
+        best = -gridworld.solve(exact.make_env(), horizon=200).max(axis=1)
+        distance, pays = curriculum.start_distances(table, initial)
+        known = np.isfinite(distance)
+        assert pays == 10.0
+        assert known[initial > 0].all()
+        if slip == 0:  # a slip may lead where no move does
+            assert distance[known].tolist() == best[known].tolist()
+        assert (distance[known] <= best[known]).all()
+        compared += 1
+
+
+# ----------------------------------------------------------------------------- transfer
+
+
+def test_gradient_of_a_progressive_column_and_none_for_the_sources():
+    """Of the loss of dqn.py, by finite differences, on a network of a few units; the sources' column gets nothing."""
+    torch.manual_seed(1)
+    network = transfer.ProgressiveQNetwork(transfer.QNetwork(3, 2, 2), 3, 2).double()
+    for net in network, network.column:
+        net.layer1, net.layer2 = nn.Linear(3, 5).double(), nn.Linear(5, 4).double()
+    network.heads, network.lateral2 = nn.Linear(4, 2).double(), nn.Linear(5, 4, bias=False).double()
+    network.lateral3 = nn.Linear(4, 2, bias=False).double()
+    network.column.requires_grad_(False)
+    obs, action = torch.randn(6, 3).double(), torch.randint(2, (6,))
+    y = transfer.td_target(torch.randn(6).double(), torch.zeros(6).double(), network(obs)[:, 0], 0.9)
+
+    def loss() -> Tensor:
+        return transfer.td_loss(network(obs)[:, 0], action, y)
+
+    loss().backward()
+    for name, parameter in network.named_parameters():
+        if name.startswith("column."):
+            assert parameter.grad is None
+        else:
+            exact = finite_differences(lambda: loss().detach(), parameter)
+            assert torch.allclose(parameter.grad, exact, rtol=1e-5, atol=1e-8), name
+            assert exact.abs().max() > 1e-4, name
+
+
+def test_reptile_on_quadratic_losses_is_the_closed_form():
+    """|w - c|^2 / 2 for each source: k steps of size a lead from w to c + (1 - a)^k (w - c), of which theta goes a share."""
+    torch.manual_seed(1)
+    theta = transfer.QNetwork(2, 2).double()
+    network = transfer.ReptileQNetwork(copy.deepcopy(theta) for _ in range(4))
+    centres = [[torch.randn_like(w) for w in theta.parameters()] for _ in range(3)]
+    expected = [w.detach().clone() for w in theta.parameters()]
+    for task in (0, 1, 2) * 4:
+        network.start(task)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(5):
+            distance = [w - c for w, c in zip(network[task].parameters(), centres[task], strict=True)]
+            optimizer.zero_grad()
+            sum(part.square().sum() / 2 for part in distance).backward()
+            optimizer.step()
+        network.finish(task, 0.3)
+        expected = [w + 0.3 * (1 - 0.9**5) * (c - w) for w, c in zip(expected, centres[task], strict=True)]
+    for w, exact in zip(network.for_target().parameters(), expected, strict=True):
+        assert torch.allclose(w, exact, rtol=1e-9, atol=1e-12)
+
+
+# ----------------------------------------------------------------------------- learning progress
+
+
+def test_slopes_are_those_of_least_squares():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n = int(rng.integers(2, 20))
+        times, scores = rng.integers(0, 10**6, size=n), rng.integers(2, size=n)
+        if len(set(times)) < 2:
+            continue
+        (exact, _), *_ = np.linalg.lstsq(np.stack([times - times.mean(), np.ones(n)], axis=1), scores, rcond=None)
+        assert curriculum.slope(times.tolist(), scores.tolist()) == pytest.approx(exact, rel=1e-9, abs=1e-15)
+
+
 # ----------------------------------------------------------------------------- mistakes that these tests must catch
 
 # (file, old text, new text, the test that fails)
@@ -214,4 +355,16 @@ MUTANTS = [
     ("world_model", "(log_q.exp() * (log_q - log_p))", "(log_p.exp() * (log_p - log_q))", "elbo_bounds"),
     ("world_model", "(log_q.exp() * (log_q - log_p)).sum(dim=(1, 2))", "(log_q.exp() * (log_q - log_p)).sum(dim=2).mean(dim=1)", "elbo_bounds"),
     ("world_model", "outcome[:, 1], 1.0 - terminated)", "outcome[:, 1], terminated)", "elbo_bounds"),
+    ("transfer", "torch.where(arrived, 1.0, terminated)", "terminated.expand(arrived.shape)", "for_all_goals"),
+    ("transfer", "torch.where(at_own, 0.0, terminated)[:, None]", "terminated[:, None]", "for_all_goals"),
+    ("transfer", "torch.where(arrived, goal_reward, reward)", "torch.where(arrived, reward + goal_reward, reward)", "for_all_goals"),
+    ("transfer", "(self.heads(h2) + self.lateral3(column2))", "(self.heads(h2) + self.lateral3(column2).detach())", "progressive_column"),
+    ("transfer", "+ self.lateral2(column1))", "+ self.lateral2(column1).detach())", "progressive_column"),
+    ("transfer", "copy.deepcopy(column).requires_grad_(False)", "copy.deepcopy(column)", "progressive_column"),
+    ("transfer", "theta + step_size * (phi - theta)", "theta + step_size * (theta - phi)", "reptile_on"),
+    ("transfer", "self[task].load_state_dict(self[-1].state_dict())", "pass", "reptile_on"),
+    ("transfer", "(1.0 - terminated) * next_q", "next_q", "fixed_point and transfer"),
+    ("curriculum", "next_q.max(dim=1).values).detach()", "next_q.mean(dim=1)).detach()", "fixed_point and curriculum"),
+    ("curriculum", "t = np.array(times) - np.mean(times)", "t = np.array(times) - times[0]", "least_squares"),
+    ("curriculum", "1 + distance[target]", "2 + distance[target]", "distances_are"),
 ]  # fmt: skip

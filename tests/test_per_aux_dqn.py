@@ -71,6 +71,20 @@ def test_transitions_are_drawn_in_proportion_to_their_priorities():
     assert ((counts - expected) ** 2 / expected).sum() < 29.6  # chi-square, 10 degrees of freedom, p = 0.001
 
 
+def test_priorities_follow_the_errors_of_what_was_replayed(short_args, monkeypatch):
+    """In training: after each update p^alpha of its rows is (|delta| + epsilon)^alpha, alpha applied once."""
+    errors, drawn, renewed, buffer = [], [], [], per_aux_dqn.ReplayBuffer
+    error, sample, update = per_aux_dqn.td_error, buffer.sample, buffer.update
+    monkeypatch.setattr(per_aux_dqn, "td_error", lambda *a: (errors.append(error(*a)), errors[-1])[1])
+    monkeypatch.setattr(buffer, "sample", lambda self, *a: (drawn.append(sample(self, *a)), drawn[-1])[1])
+    monkeypatch.setattr(buffer, "update", lambda self, *a: (renewed.append(a), update(self, *a))[1])
+    per_aux_dqn.train(short_args("per_aux_dqn", alpha=0.5, priority_epsilon=0.01, eval_every=0, total_timesteps=400))
+    assert len(errors) == len(drawn) == len(renewed) > 50
+    for delta, (rows, *_), (changed, priorities) in zip(errors, drawn, renewed, strict=True):
+        assert np.array_equal(rows, changed)
+        assert priorities == pytest.approx((np.abs(delta.detach().numpy()) + 0.01) ** 0.5)
+
+
 def test_a_batch_takes_one_from_each_equal_part_of_the_mass():
     buffer = filled(8, capacity=8)
     rows = buffer.sample(8, 1.0, np.random.default_rng(0))[0]  # equal priorities: each once
@@ -274,4 +288,8 @@ MUTANTS = [
     ("b_next_obs * scale + shift", "b_next_obs", "augmented_alike"),
     ("(1.0 - terminated) * next_q", "next_q", "through_termination"),
     ("self.tree.sums[rows + self.tree.leaves] / total, len(self), beta", "self.tree.sums[rows + self.tree.leaves] / total, len(self), 1 - beta", "proportion_to_their"),
+    ("priority(error.detach().cpu().numpy(), args.alpha, args.priority_epsilon))", "priority(error.detach().cpu().numpy(), args.alpha, args.priority_epsilon) ** args.alpha)", "follow_the_errors"),
+    ("                if args.prioritized:\n                    buffer.update", "                if False:\n                    buffer.update", "follow_the_errors"),
+    ("linear_schedule(args.beta, 1.0,", "linear_schedule(args.beta, args.beta,", "log_says"),
+    ("self.highest = max(self.highest, priorities.max())", "self.max_priority = max(self.max_priority, priorities.max())", "log_says"),
 ]  # fmt: skip

@@ -143,6 +143,8 @@ def test_run_from_the_shell(script, short_args, tmp_path):
     assert log["about"]["args"]["grid_size"] == 4
     assert log["about"]["versions"]["torch"] == torch.__version__
     assert log["about"]["optimal_return"] == pytest.approx(9.5)
+    assert 50 < log["system/peak_memory_mb"][-1][1] < 5_000
+    assert log["charts/SPS"][-1][1] * log["system/wall_time_s"][-1][1] == pytest.approx(steps, rel=1e-3)
     assert {"model.pt", "video.gif"} <= {path.name for path in folder.iterdir()}
     assert "video" in log["images"]
     assert any(tag.startswith("pictures/") for tag in log["images"])
@@ -301,6 +303,33 @@ def test_play_scores_the_task_alone(short_args):
         assert stuck["success"] == 0
 
 
+def test_play_counts_episodes_of_different_lengths_once_and_draws_them_alike(short_args):
+    """From random starts, of which the first draw is each episode's: the mean of the exact returns, each time."""
+    with make_run(short_args("dqn", eval_episodes=20, grid_size=4, random_start=True)) as run:
+        q, grid = gridworld.solve(run.env), run.eval_envs.grid
+        run.eval_envs.reset(seed=10_000)
+        starts = run.eval_envs.states.copy()
+        assert len(set(starts)) > 5
+        for _ in range(2):
+            best = run.play(lambda obs, start: q[obs.argmax(axis=1)].argmax(axis=1))
+            assert best["return"] == pytest.approx(q[starts].max(axis=1).mean())
+            assert best["length"] == pytest.approx(np.abs(grid.cells[starts] - [3, 3]).sum(axis=1).mean())
+            assert best["score"] == pytest.approx((best["return"] - run.random) / (run.optimal - run.random))
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(10, [12, 20, 32, 40, 52, 60]), (7, [8, 16, 24, 28, 36, 44, 52, 56]), (0, [])]
+)
+def test_evaluations_come_at_the_first_step_from_each_multiple_on(every, steps, short_args, monkeypatch):
+    with make_run(short_args("dqn", eval_every=every, total_timesteps=62)) as run:
+        monkeypatch.setattr(run, "play", lambda policy: {"return": 0.0})
+        for run.step in range(4, 64, 4):
+            run.evaluate(None)
+        assert list(run.evaluations) == steps
+        run.evaluate(None, force=True)
+        assert list(run.evaluations) == [*steps, *[60] * (60 not in steps)]
+
+
 def test_play_tells_a_policy_where_episodes_start(short_args):
     with make_run(short_args("dqn", eval_episodes=2, max_episode_steps=3)) as run:
         starts = []
@@ -333,3 +362,29 @@ def test_saved_model_is_the_trained_one(short_args, tmp_path):
 def test_arguments_cannot_be_changed_behind_a_run(script, short_args):
     with pytest.raises(dataclasses.FrozenInstanceError):
         short_args(script).seed = 3
+
+
+# ----------------------------------------------------------------------------- mistakes that these tests must catch
+
+# (file, old text, new text, the test that fails); all but the first four are in the shared block, in one of its copies
+MUTANTS = [
+    ("dqn", "            run.evaluate(greedy)", "            run.evaluate(lambda obs, start: np.where(rng.random(len(obs)) < 0.05, 0, greedy(obs)))", "are_invisible and dqn"),
+    ("world_model", "sample or eval_generator", "sample or generator", "are_invisible and world_model"),
+    ("model_based", "0.0, np.random.default_rng(0))", "0.0, np.random.default_rng(torch.randint(9, ()).item()))", "are_invisible and model_based"),
+    ("feudal", "network.log_pi(tensor(obs), pooled).argmax(dim=1).cpu().numpy()", "(network.log_pi(tensor(obs), pooled).cpu().numpy() + 0 * rng.gumbel()).argmax(axis=1)", "are_invisible and feudal"),
+    ("her", "    torch.set_num_threads(1)", "    pass", "run_from_the_shell and her"),
+    ("options_critic", "return np.random.default_rng(seed)", "return np.random.default_rng([seed, hash('seed') % 99])", "run_from_the_shell and options_critic"),
+    ("curriculum", "    torch.manual_seed(seed)", "    pass", "run_from_the_shell and curriculum"),
+    ("transfer", "2**20 if sys.platform", "2**0 if sys.platform", "run_from_the_shell and transfer"),
+    ("dqn", "self.log({\"run/completed\": self.step})", "pass", "run_from_the_shell and dqn"),
+    ("per_aux_dqn", "self.eval_envs.reset(seed=10_000)", "self.eval_envs.reset()", "different_lengths"),
+    ("dqn", "self.eval_envs.reset(seed=10_000)", "self.eval_envs.reset(seed=int(self.step))", "different_lengths"),
+    ("dqn", "total + reward * running", "total + reward", "different_lengths"),
+    ("dqn", "length + running", "length + 1", "different_lengths"),
+    ("dqn", "(total.mean() - self.random) / span", "total.mean() / self.optimal", "different_lengths"),
+    ("dqn", 'info["final_info"]["is_success"][start & running]', "True", "scores_the_task_alone"),
+    ("dqn", "running &= ~start", "running &= ~terminated", "scores_the_task_alone"),
+    ("dqn", "(self.step // every + 1) * every", "self.step + every", "first_step_from_each"),
+    ("dqn", "self.returns[ended] = self.lengths[ended] = 0", "pass", "logged_whole"),
+    ("dqn", "self.returns[ended].mean()", "self.returns.mean()", "logged_whole"),
+]  # fmt: skip

@@ -123,6 +123,19 @@ def test_dynamics_is_compared_with_the_encoding_of_the_next_observation(sure, mo
     assert set(losses) == {"reconstruction", "reward", "continue", "kl"}
 
 
+@pytest.mark.parametrize(("head", "other"), [("decoder", "outcome"), ("outcome", "decoder")])
+def test_what_each_head_misses_teaches_the_encoder(head, other, sure, monkeypatch):
+    """Gradients pass through the code: without a KL, and with one head blind, the encoder still learns from the other."""
+    torch.manual_seed(0)
+    model, (_, batch) = world_model.WorldModel(9, 4), sure
+    monkeypatch.setattr(world_model, "KL_DYNAMICS", 0.0)
+    monkeypatch.setattr(world_model, "KL_REPRESENTATION", 0.0)
+    torch.nn.init.zeros_(getattr(model, other)[-1].weight)
+    world_model.update_model(model, torch.optim.Adam(model.parameters()), batch, torch.Generator().manual_seed(0))
+    assert model.encoder[0].weight.grad.abs().max() > 1e-4
+    assert not any(parameter.grad.any() for parameter in model.dynamics.parameters())
+
+
 # ----------------------------------------------------------------------------- imagined returns
 
 
@@ -202,6 +215,7 @@ def test_imagined_episodes_end_and_pay_where_the_model_says(sure, short_args, mo
 
         monkeypatch.setattr(world_model, name, spy)
     torch.nn.init.normal_(nets["model"].outcome[-1].weight)
+    torch.nn.init.constant_(nets["actor"][-1].bias[2:3], 50.0)  # it is sure of action 2
     args, z = short_args("world_model", gamma=0.9), mode(nets["model"].encode(batch[0]))
     critic, slow = copy.deepcopy(nets["critic"]), copy.deepcopy(nets["slow_critic"])
     optimizer = torch.optim.Adam(agent_parameters(nets), lr=1e-3)
@@ -219,6 +233,7 @@ def test_imagined_episodes_end_and_pay_where_the_model_says(sure, short_args, mo
     low, high = returns.quantile(torch.tensor([0.05, 0.95]))
     log_pi, taken, advantage, weight_given, ent_coef = calls["actor_loss"][0]
     assert torch.equal(taken, action)
+    assert (action == 2).all()
     assert log_pi.shape == (args.horizon, 6, 4)
     assert torch.allclose(advantage, (returns - value) / max(1.0, high - low), atol=1e-5)
     assert torch.equal(weight_given, weight)
@@ -560,4 +575,9 @@ MUTANTS = [
     ("episode[:n] == episode[k - 1 : k - 1 + n]", "episode[:n] >= 0", "exact_for_the_oracle"),
     ("action[t : t + n]", "action[:n]", "exact_for_the_oracle"),
     ("topk(ELITES, dim=1)", "topk(ELITES, dim=1, largest=False)", "optimal_in_one_step"),
+    ("lambda z, _: draw(actor(z), generator)", "lambda z, _: draw(0 * actor(z), generator)", "imagined_episodes_end"),
+    (", LAMBDA)", ", LAMBDA) * 0 + reward", "imagined_episodes_end"),
+    ("advantage = (returns - value) /", "advantage = returns /", "imagined_episodes_end"),
+    ("model.decoder(next_z), model.outcome(next_z)", "model.decoder(next_z.detach()), model.outcome(next_z)", "teaches_the_encoder"),
+    ("model.decoder(next_z), model.outcome(next_z)", "model.decoder(next_z), model.outcome(next_z.detach())", "teaches_the_encoder"),
 ]  # fmt: skip
