@@ -9,6 +9,7 @@ from conftest import read_log
 
 import dqn
 import gridworld
+import her
 
 
 def test_target_bootstraps_through_the_time_limit_but_not_through_termination():
@@ -132,6 +133,59 @@ def test_target_network_changes_only_when_copied(short_args, monkeypatch):
     assert len(set(seen)) == 2  # after the first and the second copy; the third comes with the last step
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 1.0])
+@pytest.mark.parametrize("module", [dqn, her])
+def test_the_loop_feeds_the_maths_with_the_batch_and_the_two_networks(module, epsilon, short_args, monkeypatch):
+    """Q(s, a) is the network's, the bootstrap the target network's at s'; actions are greedy or not, as epsilon says.
+
+    The loops of transfer.py, curriculum.py and per_aux_dqn.py are compared with that of dqn.py to the weight.
+    """
+    args = short_args(module.__name__, total_timesteps=800, start_e=epsilon, end_e=epsilon, eval_every=0)
+    networks, batches, is_greedy, differs = [], [], [], []
+    make, sample, step = module.QNetwork.__init__, module.ReplayBuffer.sample, gridworld.GridWorldVectorEnv.step
+    td_target, td_loss = module.td_target, module.td_loss
+
+    def watched_step(envs, action):
+        if envs.num_envs == args.num_envs:  # not an evaluation
+            obs = envs.grid.observe(envs.states)
+            obs = her.join(envs.single_observation_space, obs) if module is her else obs
+            is_greedy.extend(networks[0](torch.as_tensor(obs)).argmax(dim=1).numpy() == action)
+        return step(envs, action)
+
+    def watched_target(reward, terminated, next_q, gamma):
+        assert torch.equal(next_q, networks[1](batches[-1][3]))
+        assert torch.equal(reward, batches[-1][2])
+        assert torch.equal(terminated, batches[-1][4])
+        assert gamma == args.gamma
+        differs.append(not torch.equal(next_q, networks[0](batches[-1][3])))
+        return td_target(reward, terminated, next_q, gamma)
+
+    def watched_loss(q, action, y):
+        assert torch.equal(q, networks[0](batches[-1][0]))
+        assert torch.equal(action, batches[-1][1])
+        return td_loss(q, action, y)
+
+    monkeypatch.setattr(module.QNetwork, "__init__", lambda self, *a: (make(self, *a), networks.append(self))[0])
+    monkeypatch.setattr(module.ReplayBuffer, "sample", lambda *a: (batches.append(sample(*a)), batches[-1])[1])
+    monkeypatch.setattr(gridworld.GridWorldVectorEnv, "step", watched_step)
+    monkeypatch.setattr(module, "td_target", watched_target)
+    monkeypatch.setattr(module, "td_loss", watched_loss)
+    module.train(args)
+    assert len(batches) == (800 - args.learning_starts) // args.train_frequency
+    assert any(differs)
+    assert len(is_greedy) == 800
+    assert np.mean(is_greedy) == 1.0 if epsilon == 0.0 else 0.1 < np.mean(is_greedy) < 0.4
+
+
+@pytest.mark.parametrize("module", [dqn, her])
+def test_exploration_comes_down_as_the_flags_say(module, short_args, monkeypatch):
+    seen, schedule = [], module.linear_schedule
+    monkeypatch.setattr(module, "linear_schedule", lambda *a: (seen.append(a), schedule(*a))[1])
+    args = short_args(module.__name__, total_timesteps=200, start_e=0.9, end_e=0.2, exploration_fraction=0.25)
+    module.train(dataclasses.replace(args, anneal_lr=False))
+    assert seen == [(0.9, 0.2, 50.0, step) for step in range(4, 204, 4)]
+
+
 # ----------------------------------------------------------------------------- the paper's experiment, on the Dyna maze
 
 
@@ -182,4 +236,10 @@ MUTANTS = [
     ("% self.capacity", "% max(len(self), 3)", "overwrites_the_oldest"),
     ("rng.integers(len(self), size=batch_size)", "rng.integers(len(self) // 2, size=batch_size)", "sampling_is_uniform"),
     ("step // every - (step - stride) // every", "int(step % every == 0)", "counts_every_multiple_once"),
+    ("target(b_next_obs), args.gamma)", "target(b_obs), args.gamma)", "loop_feeds and dqn"),
+    ("target(b_next_obs), args.gamma)", "network(b_next_obs), args.gamma)", "loop_feeds and dqn"),
+    ("td_loss(network(b_obs), b_action, y)", "td_loss(network(b_next_obs), b_action, y)", "loop_feeds and dqn"),
+    ("rng.random(args.num_envs) < epsilon", "rng.random(args.num_envs) > epsilon", "loop_feeds and dqn"),
+    ("if step > args.learning_starts else 0", "if True else 0", "loop_feeds and dqn"),
+    ("args.exploration_fraction * args.total_timesteps, step)", "args.exploration_fraction * args.total_timesteps, 0)", "exploration_comes and dqn"),
 ]  # fmt: skip

@@ -362,6 +362,30 @@ def test_rewards_and_discounts_of_manager_and_worker(short_args, monkeypatch):
     assert not [name for name, parameter in spy.network.named_parameters() if torch.equal(parameter, fresh[name])]
 
 
+def test_actions_are_drawn_from_the_policy(short_args, monkeypatch):
+    pi, actions, log_pi = torch.tensor([0.1, 0.2, 0.3, 0.4]), [], feudal.Feudal.log_pi
+    step = gridworld.GridWorldVectorEnv.step
+    monkeypatch.setattr(feudal.Feudal, "log_pi", lambda self, *a: 0.0 * log_pi(self, *a) + pi.log())
+    monkeypatch.setattr(gridworld.GridWorldVectorEnv, "step", lambda self, a: (actions.append(a), step(self, a))[1])
+    feudal.train(short_args("feudal", total_timesteps=4_000, eval_every=0))
+    share = np.bincount(np.concatenate(actions[:1_000]), minlength=4) / 4_000
+    assert share.tolist() == pytest.approx(pi.tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize("flags", [{"max_grad_norm": 0.0}, {"start_ent_coef": 10.0, "end_ent_coef": 10.0}])
+def test_gradients_are_clipped_and_entropy_is_sought(flags, short_args, tmp_path):
+    """A norm of 0 lets nothing be learned, though the loss is there; a large weight of entropy keeps policies uniform."""
+    args = short_args("feudal", learning_rate=0.01, **flags)
+    network = feudal.train(args)
+    if "max_grad_norm" in flags:
+        torch.manual_seed(args.seed)
+        fresh = feudal.Feudal(25, 4, args.goal_horizon)
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters(), strict=True))
+    else:
+        log = read_log(next(tmp_path.iterdir()))
+        assert min(value for _, value in log["losses/entropy"]) > np.log(4) - 0.01
+
+
 def test_greedy_policy_keeps_its_own_memory_and_starts_anew(short_args, monkeypatch):
     args, policies = short_args("feudal", eval_episodes=3, total_timesteps=40, grid_size=3), []
     play = feudal.Run.play
@@ -533,4 +557,8 @@ MUTANTS = [
     ("movements(past_s[:, -1], next_s", "movements(past_s[:, 0], next_s", "carried_from_rollout"),
     ("next_s = network.space(b_last_obs).detach()", "next_s = network.space(b_obs).detach()", "carried_from_rollout"),
     ('losses["manager"] = manager_loss(', 'losses["manager"] = 0.0 * manager_loss(', "rewards_and_discounts"),
+    ("(log_pi + rng.gumbel(size=(n, n_actions)))", "(0 * log_pi + rng.gumbel(size=(n, n_actions)))", "drawn_from_the_policy"),
+    ("action = (log_pi + rng.gumbel(size=(n, n_actions))).argmax(axis=1)", "action = log_pi.argmax(axis=1)", "drawn_from_the_policy"),
+    ("nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)", "pass", "gradients_are_clipped"),
+    ("(sum(losses.values()) - ent_coef * entropy)", "(sum(losses.values()) + ent_coef * entropy)", "entropy_is_sought"),
 ]  # fmt: skip

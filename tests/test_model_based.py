@@ -297,6 +297,32 @@ def test_branches_start_from_replayed_observations(short_args, monkeypatch):
     assert not grid.terminal[torch.cat(starts)].any()
 
 
+def test_real_targets_are_those_of_the_replayed_transitions(short_args, monkeypatch):
+    """Where the goal was met, and nowhere else, the transition ended; the bootstrap is the value of s', here of the goal."""
+    real, td_target, branch, ends = [], model_based.td_target, model_based.branch, 0
+    args = short_args("model_based", grid_size=3, total_timesteps=200)
+    everywhere = torch.as_tensor(gridworld.observe_all(args.make_env()))
+
+    def watched(reward, terminated, next_value, gamma):
+        if reward.ndim == 1:  # not of an ensemble
+            real.append((reward, terminated, next_value))
+        return td_target(reward, terminated, next_value, gamma)
+
+    def watched_branch(ensemble, q, *rest):
+        nonlocal ends
+        (reward, terminated, next_value), value = real.pop(), q(everywhere).amax(dim=1)
+        assert torch.equal(terminated == 1, reward == 10)
+        assert torch.isclose(next_value[:, None], value, atol=1e-6).any(dim=1).all()
+        assert torch.allclose(next_value[terminated == 1], value[-1], atol=1e-6)
+        ends += int(terminated.sum())
+        return branch(ensemble, q, *rest)
+
+    monkeypatch.setattr(model_based, "td_target", watched)
+    monkeypatch.setattr(model_based, "branch", watched_branch)
+    model_based.train(args)
+    assert ends > 20
+
+
 def test_without_rollouts_q_learns_from_real_transitions_alone_and_acts_at_random_at_first(short_args, monkeypatch):
     rows, plans = [], []
     loss, planner = torch.nn.functional.smooth_l1_loss, model_based.plan
@@ -475,4 +501,7 @@ MUTANTS = [
     ("+ gamma**horizon * alive[..., None] * q(obs))", "+ 0 * q(obs))", "true_model_and_values"),
     ("gamma**t * alive * reward\n", "gamma**t * alive * reward * (t == 0)\n", "needs_the_whole_path"),
     ("        obs = predicted_obs(output, obs, known)\n    total", "        obs = predicted_obs(output.mean(dim=0).expand_as(output), obs, known)\n    total", "bonus_draws_the_plan"),
+    ("q(b_next_obs).amax(dim=1)", "q(b_obs).amax(dim=1)", "real_targets"),
+    ("td_target(b_reward, b_terminated, q(", "td_target(b_reward, 0 * b_terminated, q(", "real_targets"),
+    ("act(obs, 0.0, args.exploration_bonus, rng)", "act(obs, args.pessimism, 0.0, rng)", "its_own_sample"),
 ]  # fmt: skip

@@ -122,6 +122,68 @@ def test_actions_are_drawn_from_the_policy_and_options_go_on_until_they_end(shor
     assert all(i in cut or i >= 63 for i in changed)
 
 
+def test_actions_and_options_are_drawn_with_their_chances(short_args, monkeypatch):
+    """Actions from pi; options greedily but for epsilon, whose draw is of all options. The best option is number 1."""
+    pi, actions, options = torch.tensor([0.1, 0.2, 0.3, 0.4]), [], []
+    act, step, loss = (
+        options_critic.OptionCritic.act, gridworld.GridWorldVectorEnv.step, options_critic.termination_loss
+    )  # fmt: skip
+
+    def known(self, obs):
+        log_pi, beta = act(self, obs)
+        return 0.0 * log_pi + pi.log(), 0.0 * beta + 0.5
+
+    monkeypatch.setattr(options_critic.OptionCritic, "act", known)
+    monkeypatch.setattr(
+        options_critic.OptionCritic,
+        "q",
+        lambda self, obs: 0.0 * self.q_head(self.critic(obs)) + torch.arange(4.0) % 2.5,
+    )
+    monkeypatch.setattr(gridworld.GridWorldVectorEnv, "step", lambda self, a: (actions.append(a), step(self, a))[1])
+    monkeypatch.setattr(options_critic, "termination_loss", lambda *a: (options.append(a[2]), loss(*a))[1])
+    args = short_args("options_critic", total_timesteps=4_000, start_e=0.4, end_e=0.4, eval_every=0, num_options=4)
+    options_critic.train(args)
+    share = np.bincount(np.concatenate(actions[:1_000]), minlength=4) / 4_000
+    assert share.tolist() == pytest.approx(pi.tolist(), abs=0.03)
+    used = np.bincount(torch.cat(options), minlength=4) / 4_000
+    assert used.tolist() == pytest.approx([0.1, 0.1, 0.7, 0.1], abs=0.05)  # 0, 1, 2, 0.5: the best is number 2
+
+
+def test_greedy_policy_keeps_an_option_until_it_is_more_likely_to_end_than_not(short_args, monkeypatch):
+    """Cell s has best option s; options end with chance 0.9 from cell 2 on, before it with 0.1. Option k does action k."""
+    policies, play = [], options_critic.Run.play
+    monkeypatch.setattr(
+        options_critic.Run, "play", lambda self, policy: (policies.append(policy), play(self, policy))[1]
+    )
+    args = short_args("options_critic", grid_size=2, total_timesteps=40, num_options=4, eval_every=0)
+    options_critic.train(args)
+
+    def act(self, obs):
+        log_pi = torch.eye(4).expand(len(obs), 4, 4)
+        return log_pi, (0.1 + 0.8 * (obs.argmax(dim=1) >= 2).float())[:, None].expand(-1, 4)
+
+    monkeypatch.setattr(options_critic.OptionCritic, "act", act)
+    monkeypatch.setattr(options_critic.OptionCritic, "q", lambda self, obs: obs)
+    cells, ended = [0, 1, 2, 1, 1], [True, False, False, False, True]
+    obs = np.eye(4, dtype=np.float32)
+    taken = [policies[0](obs[[s]], np.array([start])).item() for s, start in zip(cells, ended, strict=True)]
+    assert taken == [0, 0, 2, 2, 1]
+
+
+@pytest.mark.parametrize("flags", [{"max_grad_norm": 0.0}, {"start_ent_coef": 10.0, "end_ent_coef": 10.0}])
+def test_gradients_are_clipped_and_entropy_is_sought(flags, short_args, tmp_path):
+    """A norm of 0 lets nothing be learned, though the loss is there; a large weight of entropy keeps policies uniform."""
+    args = short_args("options_critic", learning_rate=0.01, **flags)
+    network = options_critic.train(args)
+    if "max_grad_norm" in flags:
+        torch.manual_seed(args.seed)
+        fresh = options_critic.OptionCritic(25, 4, args.num_options)
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters(), strict=True))
+    else:
+        log = read_log(next(tmp_path.iterdir()))
+        assert min(value for _, value in log["losses/entropy"]) > np.log(4) - 0.01
+
+
 def never_ending(act):
     def patched(self, obs):
         log_pi, beta = act(self, obs)
@@ -232,4 +294,10 @@ MUTANTS = [
     ("next_beta = network.act(b_next_obs)[1]", "next_beta = network.act(b_obs)[1]", "made_of_the_rollouts"),
     ("next_q = network.q(b_next_obs)", "next_q = network.q(b_obs)", "made_of_the_rollouts"),
     ("rollout.append((obs, option, action, np.float32(reward), last_obs,", "rollout.append((obs, option, action, np.float32(reward), next_obs,", "made_of_the_rollouts"),
+    ("rng.integers(n_options, size=n), q.argmax(axis=1))", "rng.integers(n_options, size=n), rng.integers(n_options, size=n))", "with_their_chances"),
+    ("log_pi[rows, option] + rng.gumbel", "0 * log_pi[rows, option] + rng.gumbel", "with_their_chances"),
+    ("action = (log_pi[rows, option] + rng.gumbel(size=(n, n_actions))).argmax(axis=1)", "action = log_pi[rows, option].argmax(axis=1)", "with_their_chances"),
+    ("ends = start | (beta[rows, option] > 0.5)", "ends = start", "keeps_an_option"),
+    ("nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)", "pass", "gradients_are_clipped"),
+    ("(sum(losses.values()) - ent_coef * entropy)", "(sum(losses.values()) + ent_coef * entropy)", "entropy_is_sought"),
 ]  # fmt: skip

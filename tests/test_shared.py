@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SCRIPTS, SHORT, read_log
+from test_faults import end, start
 
 import gridworld
 
@@ -200,31 +201,44 @@ def test_bad_input_from_the_shell(tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_leaves_a_readable_partial_log(script, kill, tmp_path):
-    command = [
-        sys.executable,
-        f"{script}.py",
-        "--grid-size",
-        "5",
-        "--log-dir",
-        str(tmp_path),
-        "--total-timesteps",
-        "10000000",
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    folder = wait_for(lambda: next(tmp_path.iterdir(), None))
-    wait_for(lambda: len(read_log(folder).get("charts/episodic_return", ())) > 20)
-    time.sleep(1.5)  # what is older than a second is on disk
-    seen = read_log(folder)["charts/episodic_return"][-1][0]
-    process.send_signal(kill)
-    _, errors = process.communicate(timeout=30)
-    log = read_log(folder)
+def test_an_interrupted_run_leaves_a_readable_partial_log(script, kill, short_args, tmp_path):
+    args = short_args(script, total_timesteps=10**7, max_episode_steps=20, log_dir=tmp_path / "runs")
+    pid = start(script, args, tmp_path / "output")
+    try:
+        folder = wait_for(lambda: next(tmp_path.glob("runs/*"), None))
+        wait_for(lambda: len(read_log(folder).get("charts/episodic_return", ())) > 5)
+        if kill == signal.SIGKILL:
+            time.sleep(1.5)  # what is older than a second is on disk
+        seen = read_log(folder)["charts/episodic_return"][-1][0]
+    finally:
+        os.kill(pid, kill)
+        code = end(pid)
+    log, said = read_log(folder), (tmp_path / "output").read_text()
     assert "run/completed" not in log
     assert log["charts/episodic_return"][-1][0] >= seen
+    assert code == (-kill if kill == signal.SIGKILL else 130)
     if kill != signal.SIGKILL:
-        assert process.returncode == 130
-        assert "Traceback" not in errors
-        assert f"partial log in {folder}" in errors
+        assert "Traceback" not in said
+        assert f"partial log in {folder}" in said
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_from_the_shell(kill, tmp_path):
+    command = f"{sys.executable} dyna_q.py --grid-size 5 --total-timesteps 10000000 --log-dir {tmp_path}".split()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
+    try:
+        folder = wait_for(lambda: next(tmp_path.iterdir(), None))
+        wait_for(lambda: len(read_log(folder).get("charts/episodic_return", ())) > 20)
+        process.send_signal(kill)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert f"partial log in {folder}" in said
 
 
 def wait_for(condition, seconds=60.0):
