@@ -51,6 +51,7 @@ def start(script, args, output: Path, before=lambda: None) -> int:
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))  # not pytest's
         for number, handler in (signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL):
             signal.signal(number, handler)
+        threading.excepthook = threading.__excepthook__
         tqdm.set_lock(threading.RLock())  # that of forks is one for all: who is killed with it stops the others
         before()
         importlib.import_module(script).train(args)
@@ -491,6 +492,13 @@ MUTANTS = [
     ("model_based", "if not np.isfinite(reward).all():", "if np.isnan(reward).all():", "reward_that_is_not_finite and model_based"),
     ("world_model", 'if tag.startswith("losses/") and not np.isfinite(value):', "if False:", "loss_that_is_not_finite and world_model"),
     ("dqn", 'if tag.startswith("losses/") and not np.isfinite(value):', 'if tag.startswith("losses/") and value == np.inf:', "loss_that_is_not_finite"),
+    ("dyna_q", 'raise SystemExit(f"cannot write the log in {self.folder}: {error}") from None', "pass", "full_disk_ends"),
+    ("dyna_q", "self.on_error, threading.excepthook = threading.excepthook, lambda _: None", "self.on_error = threading.excepthook", "full_disk_ends"),
+    ("dyna_q", "threading.excepthook = self.on_error", "pass", "folder_that_vanishes"),
+    ("dqn", '        if self.args.save_model:\n            torch', '        self.log({"run/completed": self.step})\n        if self.args.save_model:\n            torch', "full_when_the_model"),
+    ("dqn", "            self.writer.close()", "            kind or self.writer.close()", "environment_that_raises and dqn"),
+    ("dqn", "        if kind is KeyboardInterrupt:", "        if kind is RuntimeError:\n            return True\n        if kind is KeyboardInterrupt:", "environment_that_raises and dqn"),
+    ("gridworld", "env = gym.wrappers.DtypeObservation(env, np.float32)\n        return env", "env = gym.wrappers.DtypeObservation(env, np.float32)\n        space = env.observation_space\n        return gym.wrappers.TransformObservation(env, lambda obs: np.resize(obs, space.shape), space)", "wrong_shapes"),
     ("gridworld", " and os.access(folder, os.W_OK)", "", "cannot_be_written_to"),
     ("gridworld", "env = gym.wrappers.TimeLimit(env, 1_000)", "env = gym.wrappers.TimeLimit(env, 1_500)", "never_ends"),
 ]  # fmt: skip

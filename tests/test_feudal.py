@@ -383,7 +383,7 @@ def test_gradients_are_clipped_and_entropy_is_sought(flags, short_args, tmp_path
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters(), strict=True))
     else:
         log = read_log(next(tmp_path.iterdir()))
-        assert min(value for _, value in log["losses/entropy"]) > np.log(4) - 0.01
+        assert min(value for _, value in log["losses/entropy"]) > 1.3  # of at most 1.386
 
 
 def test_greedy_policy_keeps_its_own_memory_and_starts_anew(short_args, monkeypatch):

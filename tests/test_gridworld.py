@@ -1244,3 +1244,34 @@ def test_inherited_flags_do_not_count_as_grid_flags():
     with pytest.raises(ValueError, match=r"--seed must be between 2 and 3, got 1"):
         Args().check(seed=(2, 3))
     Args(seed=3).check(seed=(2, 3))
+
+
+# ----------------------------------------------------------------------------- mistakes that these tests must catch
+
+# (old text, new text, the test that fails)
+MUTANTS = [
+    ('np.where(self.symbol[with_key] == "D", stay, with_key)', "with_key", "cannot_be_solved_without_the_key"),
+    ("limit = 4 * self.grid.rows * self.grid.cols if", "limit = 2 * self.grid.rows * self.grid.cols if", "four_times_the_cells"),
+    ("self._elapsed >= self.max_episode_steps", "self._elapsed > self.max_episode_steps", "obeyed_to_the_step"),
+    ("gamma * p * (1 - terminated)", "gamma * p", "other_tables"),
+    ("new = q.max(1) if best else q.mean(1)", "new = q.max(1)", "random_returns_by_hand"),
+    ("horizon = env.spec.max_episode_steps if horizon is None else horizon", "horizon = 10_000 if horizon is None else horizon", "within_the_limit"),
+    ("slips = is_open / np.maximum(is_open.sum(axis=1, keepdims=True), 1)", "slips = np.full(is_open.shape, 0.25)", "follows_the_rules"),
+    ("[self.at_goal, self.terminal], [self.goal_reward, self.trap_reward]", "[self.terminal], [self.goal_reward]", "follows_the_rules"),
+    ("self.terminal = self.at_goal | (self.symbol[cell] == \"X\")", "self.terminal = self.at_goal", "follows_the_rules"),
+    ("self.reward = np.where(self.terminal[:, None], 0.0, rewards[self.next_state])", "self.reward = rewards[self.next_state]", "follows_the_rules"),
+    ("        reward = self.reward.item(self.state, action)\n        self.state = self.next_state.item(self.state, action)\n", "        self.state = self.next_state.item(self.state, action)\n        reward = self.reward.item(self.state, action)\n", "what_the_table_says"),
+    ("            self._start(envs)\n        return", "            self._elapsed[envs] = 0\n        return", "agree_step_for_step"),
+    ("final_obs[i] = grid.observe(self.states[i])", "final_obs[i] = grid.observe(int(grid.start_states[0]))", "agree_step_for_step"),
+    ('{"is_success": grid.at_goal[self.states] & over', '{"is_success": over', "agree_step_for_step"),
+    ("[None if seed is None else seed + i for i in range(self.num_envs)]", "[seed for i in range(self.num_envs)]", "agree_step_for_step"),
+    ("starts[(self._uniform(envs) * len(starts)).astype(int)]", "starts[(self._uniform(envs) ** 2 * len(starts)).astype(int)]", "agree_with_every_observation"),
+    ("self.start_states.item(int(self.np_random.random() * len(self.start_states)))", "self.start_states.item(int(self.np_random.random() ** 2 * len(self.start_states)))", "starts_are_uniform"),
+    ('at_trap = cell == self.cell(desired_goal), self.symbol[cell] == "X"', "at_trap = cell == self.cell(desired_goal), cell < 0", "recomputed_from_goals"),
+    ('(cell == self.cell(desired_goal)) | (self.symbol[cell] == "X")', "cell == self.cell(desired_goal)", "recomputed_from_goals"),
+    ("for_test == (layout_seed >= TEST_SEEDS)", "True", "training_and_testing_apart"),
+    ("np.maximum([self.rows - 1, self.cols - 1], 1)", "np.maximum([self.cols - 1, self.rows - 1], 1)", "observations_by_hand"),
+    ("return self.coordinates.take(cells, axis=0)", "return self.coordinates[cells]", "fresh_arrays"),
+    ("is_start = (key == 0) & ~np.isin(self.symbol[cell], [\"K\", \"D\"])", "is_start = key == 0", "starts_are_uniform"),
+    ("        if self.slip > 0:\n            action = self", "        if False:\n            action = self", "what_the_table_says"),
+]  # fmt: skip

@@ -89,6 +89,7 @@ def test_values_of_the_wrong_kind_are_refused(script, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     cls = ARGS[script]
     for name, kind in kinds(cls).items():
+        assert kind not in (int, float, bool, str) or type(getattr(cls, name)) in (kind, type(None)), flag(name)
         wrong = {int: ["1.5", ""], float: ["much", ""], bool: ["perhaps"], str: []}.get(kind, ["pink", ""])
         for value in wrong if "Path" not in str(kind) else []:  # any text is a path
             said = refusal(cls, [f"{flag(name)}={value}"], capsys)
@@ -274,4 +275,7 @@ MUTANTS = [
     ("her", '{*getattr(env.observation_space, "keys", tuple)()}', 'set(getattr(env.observation_space, "spaces", ()))', "every_registered_environment"),
     ("dqn", "return end if step >= duration else start + (end - start) * step / duration", "return start + (end - start) * min(step / duration, 1.0)", "flag_at_its_bound"),
     ("feudal", "goal_horizon=(1, self.num_steps)", "goal_horizon=(0, self.num_steps)", "flag_at_its_bound and feudal"),
+    ("dqn", "batch_size: int = 64", "batch_size: float = 64", "wrong_kind"),
+    ("dqn", "capture_video: bool = False", "capture_video: str = ''", "texts_that_make_no_sense"),
+    ("gridworld", "if not self.log_dir.parts:", "if False:", "texts_that_make_no_sense"),
 ]  # fmt: skip

@@ -16,8 +16,8 @@ import gymnasium as gym
 import pytest
 from conftest import ROOT, SCRIPTS
 
-OF_ALL = ("input", "faults", "properties", "oracles")
-BROKEN = (*SCRIPTS, "evaluate")
+OF_ALL = ("input", "faults", "properties", "oracles", "shared")
+BROKEN = (*SCRIPTS, "gridworld", "evaluate")
 MUTANTS = [(name, name, *row) for name in BROKEN for row in importlib.import_module(f"test_{name}").MUTANTS]
 MUTANTS += [(tests, *row) for tests in OF_ALL for row in importlib.import_module(f"test_{tests}").MUTANTS]
 

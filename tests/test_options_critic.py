@@ -166,7 +166,7 @@ def test_greedy_policy_keeps_an_option_until_it_is_more_likely_to_end_than_not(s
     monkeypatch.setattr(options_critic.OptionCritic, "q", lambda self, obs: obs)
     cells, ended = [0, 1, 2, 1, 1], [True, False, False, False, True]
     obs = np.eye(4, dtype=np.float32)
-    taken = [policies[0](obs[[s]], np.array([start])).item() for s, start in zip(cells, ended, strict=True)]
+    taken = [policies[0](obs[[s, s]], np.array([start] * 2))[0] for s, start in zip(cells, ended, strict=True)]
     assert taken == [0, 0, 2, 2, 1]
 
 
@@ -181,7 +181,7 @@ def test_gradients_are_clipped_and_entropy_is_sought(flags, short_args, tmp_path
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters(), strict=True))
     else:
         log = read_log(next(tmp_path.iterdir()))
-        assert min(value for _, value in log["losses/entropy"]) > np.log(4) - 0.01
+        assert min(value for _, value in log["losses/entropy"]) > 1.3  # of at most 1.386
 
 
 def never_ending(act):

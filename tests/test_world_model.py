@@ -412,6 +412,15 @@ def test_random_actions_repeat_the_last_as_often_as_told(repeat, low, high, shor
     assert low <= np.mean(actions[1:] == actions[:-1]) <= high
 
 
+def test_evaluations_of_the_planner_are_invisible(short_args, no_pictures):
+    """The planner draws its sequences: in evaluations from a generator of their own."""
+    often, once = (
+        world_model.train(short_args("world_model", controller="mpc", total_timesteps=90, eval_every=every))
+        for every in (30, 0)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(often.parameters(), once.parameters(), strict=True))
+
+
 def test_replay_overwrites_the_oldest(short_args, monkeypatch, no_pictures):
     """With room for 20 transitions, the batches after 300 steps hold at most 20, and all stem from the last 20 steps."""
     made, collect = [], world_model.torch.zeros
@@ -580,4 +589,5 @@ MUTANTS = [
     ("advantage = (returns - value) /", "advantage = returns /", "imagined_episodes_end"),
     ("model.decoder(next_z), model.outcome(next_z)", "model.decoder(next_z.detach()), model.outcome(next_z)", "teaches_the_encoder"),
     ("model.decoder(next_z), model.outcome(next_z)", "model.decoder(next_z), model.outcome(next_z.detach())", "teaches_the_encoder"),
+    ("sample or eval_generator", "sample or generator", "planner_are_invisible"),
 ]  # fmt: skip
