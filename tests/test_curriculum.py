@@ -461,5 +461,6 @@ MUTANTS = [
     ("        if seed is None:\n            return self.levels[self.level].reset()\n        return [env.reset(seed=seed)", "        if seed is None:\n            return self.levels[0].reset()\n        return [env.reset(seed=seed)", "starts_move_away"),
     ("buffer.add(obs, action, reward, last_obs, terminated)", "buffer.add(obs, action, reward, next_obs, terminated)", "are_those_of_the_environment"),
     ("(1.0 - terminated) * next_q", "next_q", "the_learner_is_dqn"),
+    ("buffer.add(obs, action, reward, last_obs, terminated)", "buffer.add(obs, action, reward, last_obs, ended)", "are_those_of_the_environment"),
     ("with Run(args) as run:", "with Run(dataclasses.replace(args, random_start=True)) as run:", "task_alone"),
 ]  # fmt: skip

@@ -347,8 +347,7 @@ def test_state_is_carried_from_rollout_to_rollout_and_dropped_at_episode_ends(sh
 
 def test_rewards_and_discounts_of_manager_and_worker(short_args, monkeypatch):
     args = short_args("feudal", gamma=0.5, manager_gamma=0.75, intrinsic_coef=0.25, extrinsic_coef=2.0, eval_every=0)
-    spy = Spy(monkeypatch, args)
-    calls = spy.calls
+    calls = Spy(monkeypatch, args).calls
     (worker, _), (manager, returns) = calls["n_step_return"][:2]
     assert (worker[4], manager[4]) == (0.5, 0.75)
     assert torch.allclose(worker[0], 2.0 * manager[0] + 0.25 * calls["intrinsic_reward"][0][1])
@@ -357,9 +356,6 @@ def test_rewards_and_discounts_of_manager_and_worker(short_args, monkeypatch):
     goal, _, advantage, _ = calls["manager_loss"][0][0]
     assert (returns - advantage).std() < 1.0  # the manager's values, at their start
     assert torch.equal(torch.stack([result[0] for _, result in calls["manage"][: args.num_steps]]), goal)
-    torch.manual_seed(args.seed)
-    fresh = dict(feudal.Feudal(25, 4, args.goal_horizon).named_parameters())
-    assert not [name for name, parameter in spy.network.named_parameters() if torch.equal(parameter, fresh[name])]
 
 
 def test_actions_are_drawn_from_the_policy(short_args, monkeypatch):
@@ -370,6 +366,15 @@ def test_actions_are_drawn_from_the_policy(short_args, monkeypatch):
     feudal.train(short_args("feudal", total_timesteps=4_000, eval_every=0))
     share = np.bincount(np.concatenate(actions[:1_000]), minlength=4) / 4_000
     assert share.tolist() == pytest.approx(pi.tolist(), abs=0.03)
+
+
+def test_every_part_is_taught_by_its_loss(short_args):
+    """Without the entropy, too, which teaches the actor on its own."""
+    args = short_args("feudal", start_ent_coef=0.0, end_ent_coef=0.0, eval_every=0)
+    network = feudal.train(args)
+    torch.manual_seed(args.seed)
+    fresh = dict(feudal.Feudal(25, 4, args.goal_horizon).named_parameters())
+    assert not [part for part, parameter in network.named_parameters() if torch.equal(parameter, fresh[part])]
 
 
 @pytest.mark.parametrize("flags", [{"max_grad_norm": 0.0}, {"start_ent_coef": 10.0, "end_ent_coef": 10.0}])
@@ -556,9 +561,11 @@ MUTANTS = [
     ("value, next_value = critic(b_obs)[..., 0]", "value, next_value = critic(b_last_obs)[..., 0]", "carried_from_rollout"),
     ("movements(past_s[:, -1], next_s", "movements(past_s[:, 0], next_s", "carried_from_rollout"),
     ("next_s = network.space(b_last_obs).detach()", "next_s = network.space(b_obs).detach()", "carried_from_rollout"),
-    ('losses["manager"] = manager_loss(', 'losses["manager"] = 0.0 * manager_loss(', "rewards_and_discounts"),
+    ('losses["manager"] = manager_loss(', 'losses["manager"] = 0.0 * manager_loss(', "every_part_is_taught"),
     ("(log_pi + rng.gumbel(size=(n, n_actions)))", "(0 * log_pi + rng.gumbel(size=(n, n_actions)))", "drawn_from_the_policy"),
     ("action = (log_pi + rng.gumbel(size=(n, n_actions))).argmax(axis=1)", "action = log_pi.argmax(axis=1)", "drawn_from_the_policy"),
     ("nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)", "pass", "gradients_are_clipped"),
     ("(sum(losses.values()) - ent_coef * entropy)", "(sum(losses.values()) + ent_coef * entropy)", "entropy_is_sought"),
+    ('losses["worker"] = worker_loss(', 'losses["worker"] = 0.0 * worker_loss(', "every_part_is_taught"),
+    ('losses[f"{name}_value"], advantage[name] = F.mse_loss(value, target)', 'losses[f"{name}_value"], advantage[name] = 0.0 * F.mse_loss(value, target)', "every_part_is_taught"),
 ]  # fmt: skip

@@ -170,6 +170,15 @@ def test_greedy_policy_keeps_an_option_until_it_is_more_likely_to_end_than_not(s
     assert taken == [0, 0, 2, 2, 1]
 
 
+def test_every_part_is_taught_by_its_loss(short_args):
+    """Without the entropy, too, which teaches the actor on its own."""
+    args = short_args("options_critic", start_ent_coef=0.0, end_ent_coef=0.0, eval_every=0)
+    network = options_critic.train(args)
+    torch.manual_seed(args.seed)
+    fresh = dict(options_critic.OptionCritic(25, 4, args.num_options).named_parameters())
+    assert not [part for part, parameter in network.named_parameters() if torch.equal(parameter, fresh[part])]
+
+
 @pytest.mark.parametrize("flags", [{"max_grad_norm": 0.0}, {"start_ent_coef": 10.0, "end_ent_coef": 10.0}])
 def test_gradients_are_clipped_and_entropy_is_sought(flags, short_args, tmp_path):
     """A norm of 0 lets nothing be learned, though the loss is there; a large weight of entropy keeps policies uniform."""
@@ -193,8 +202,8 @@ def never_ending(act):
 
 
 def test_the_update_is_made_of_the_rollouts_steps(short_args, monkeypatch):
-    """Policy, values and baseline are those of s, the bootstrap and the terminations those of s', in the first episode."""
-    args = short_args("options_critic", eval_every=0, total_timesteps=160)
+    """Policy, values and baseline are those of s, the bootstrap and the terminations those of s'."""
+    args = short_args("options_critic", eval_every=0, total_timesteps=160, max_episode_steps=9)
     grid, gamma, networks, steps, policies, checked = args.make_env().unwrapped, args.gamma, [], [], [], []
     make, step = options_critic.OptionCritic.__init__, gridworld.GridWorldVectorEnv.step
     policy_loss, termination_loss = options_critic.policy_loss, options_critic.termination_loss
@@ -292,6 +301,7 @@ MUTANTS = [
     ("first = start.cumsum(axis=0) == 1", "first = start.cumsum(axis=0) >= 1", "use_of_options_by_hand"),
     ("ends = start | (rng.random(n) < beta[rows, option])", "ends = np.ones(n, bool)", "go_on_until_they_end"),
     ("next_beta = network.act(b_next_obs)[1]", "next_beta = network.act(b_obs)[1]", "made_of_the_rollouts"),
+    ("last_obs, np.float32(terminated))", "last_obs, np.float32(start))", "made_of_the_rollouts"),
     ("next_q = network.q(b_next_obs)", "next_q = network.q(b_obs)", "made_of_the_rollouts"),
     ("rollout.append((obs, option, action, np.float32(reward), last_obs,", "rollout.append((obs, option, action, np.float32(reward), next_obs,", "made_of_the_rollouts"),
     ("rng.integers(n_options, size=n), q.argmax(axis=1))", "rng.integers(n_options, size=n), rng.integers(n_options, size=n))", "with_their_chances"),
@@ -300,4 +310,7 @@ MUTANTS = [
     ("ends = start | (beta[rows, option] > 0.5)", "ends = start", "keeps_an_option"),
     ("nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)", "pass", "gradients_are_clipped"),
     ("(sum(losses.values()) - ent_coef * entropy)", "(sum(losses.values()) + ent_coef * entropy)", "entropy_is_sought"),
+    ('losses["termination"] = termination_loss(', 'losses["termination"] = 0.0 * termination_loss(', "every_part_is_taught"),
+    ('"policy": policy_loss(', '"policy": 0.0 * policy_loss(', "every_part_is_taught"),
+    ('losses = {"q": F.mse_loss(q, target)', 'losses = {"q": 0.0 * F.mse_loss(q, target)', "every_part_is_taught"),
 ]  # fmt: skip

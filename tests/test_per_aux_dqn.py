@@ -290,6 +290,7 @@ MUTANTS = [
     ("self.tree.sums[rows + self.tree.leaves] / total, len(self), beta", "self.tree.sums[rows + self.tree.leaves] / total, len(self), 1 - beta", "proportion_to_their"),
     ("priority(error.detach().cpu().numpy(), args.alpha, args.priority_epsilon))", "priority(error.detach().cpu().numpy(), args.alpha, args.priority_epsilon) ** args.alpha)", "follow_the_errors"),
     ("                if args.prioritized:\n                    buffer.update", "                if False:\n                    buffer.update", "follow_the_errors"),
+    ("buffer.add(obs, action, reward, last_obs, terminated)", "buffer.add(obs, action, reward, last_obs, ended)", "off_it_is"),
     ("linear_schedule(args.beta, 1.0,", "linear_schedule(args.beta, args.beta,", "log_says"),
     ("self.highest = max(self.highest, priorities.max())", "self.max_priority = max(self.max_priority, priorities.max())", "log_says"),
 ]  # fmt: skip

@@ -622,6 +622,7 @@ MUTANTS = [
     ("(chance * value[grid.next_state]).sum(axis=1)", "value[grid.next_state[np.arange(len(action)), action]]", "brute_force"),
     ("if self.source_timesteps is None else", "if not self.source_timesteps else", "features_are_random"),
     ("(1.0 - terminated) * next_q", "next_q", "the_rest_is_dqn"),
+    ("self.order = rng.permutation(self.order)", "pass", "unrelated"),
     ("zero_shot - untrained", "zero_shot", "jump_start"),
     ("torch.optim.Adam(trained, lr=learning_rate, fused=True)", "run.args.__dict__.setdefault('optimizer', torch.optim.Adam(trained, lr=learning_rate, fused=True))", "optimizer_is_fresh"),
 ]  # fmt: skip
