@@ -299,6 +299,26 @@ def test_other_tasks(script, task, short_args, tmp_path):
     assert any(tag.startswith("pictures/") for tag in log["images"])
 
 
+@pytest.mark.parametrize(
+    ("script", "share"),
+    [
+        *((script, [0.0]) for script in ("dqn", "per_aux_dqn", "curriculum", "her")),
+        ("model_based", [0.0, 0.0]),
+        ("world_model", [0.05, 0.05]),
+        *((script, [1 / 32]) for script in ("options_critic", "feudal")),  # of the last of 32 updates
+    ],
+)
+def test_step_sizes_fall_over_the_run(script, share, short_args, monkeypatch):
+    """What is left of them at the last update."""
+    optimizers, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *a, **k: (optimizers.append(adam(*a, **k)), optimizers[-1])[1])
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "study_and_draw", lambda *_: None, raising=False)  # of world_model
+    module.train(short_args(script, eval_every=0, anneal_lr=True))
+    left = [optimizer.param_groups[0]["lr"] / optimizer.defaults["lr"] for optimizer in optimizers]
+    assert left == pytest.approx(share)
+
+
 def make_run(args):
     import dqn
 
@@ -400,4 +420,9 @@ MUTANTS = [
     ("dqn", "(self.step // every + 1) * every", "self.step + every", "first_step_from_each"),
     ("dqn", "self.returns[ended] = self.lengths[ended] = 0", "pass", "logged_whole"),
     ("dqn", "self.returns[ended].mean()", "self.returns.mean()", "logged_whole"),
+    ("model_based", "rate = args.learning_rate * max(0.0, 1.0 - step / args.total_timesteps)", "rate = args.learning_rate", "step_sizes and model_based"),
+    ("world_model", "/ 10 * fall", "/ 10", "step_sizes and world_model"),
+    ("options_critic", 'optimizer.param_groups[0]["lr"] = linear_schedule(args.learning_rate, 0.0, args.total_timesteps, step)', "pass", "step_sizes and options_critic"),
+    ("feudal", 'optimizer.param_groups[0]["lr"] = args.learning_rate * left', "pass", "step_sizes and feudal"),
+    ("curriculum", "                if args.anneal_lr:", "                if False:", "step_sizes and curriculum"),
 ]  # fmt: skip
