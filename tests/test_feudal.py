@@ -568,4 +568,6 @@ MUTANTS = [
     ("(sum(losses.values()) - ent_coef * entropy)", "(sum(losses.values()) + ent_coef * entropy)", "entropy_is_sought"),
     ('losses["worker"] = worker_loss(', 'losses["worker"] = 0.0 * worker_loss(', "every_part_is_taught"),
     ('losses[f"{name}_value"], advantage[name] = F.mse_loss(value, target)', 'losses[f"{name}_value"], advantage[name] = 0.0 * F.mse_loss(value, target)', "every_part_is_taught"),
+    ("return F.cosine_similarity(movement, goal, dim=-1)", "return (movement * goal).sum(dim=-1)", "gradient_of_the_cosine"),
+    ("network.worker_critic, reward, args.gamma)", "network.worker_critic, reward, 1.0)", "rewards_and_discounts"),
 ]  # fmt: skip

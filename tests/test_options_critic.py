@@ -313,4 +313,5 @@ MUTANTS = [
     ('losses["termination"] = termination_loss(', 'losses["termination"] = 0.0 * termination_loss(', "every_part_is_taught"),
     ('"policy": policy_loss(', '"policy": 0.0 * policy_loss(', "every_part_is_taught"),
     ('losses = {"q": F.mse_loss(q, target)', 'losses = {"q": 0.0 * F.mse_loss(q, target)', "every_part_is_taught"),
+    ("rollout.append((obs, option, action", "rollout.append((obs, chosen, action", "go_on_until_they_end"),
 ]  # fmt: skip
