@@ -64,12 +64,8 @@ def outcome(folder: Path, tests: str, named: str, seconds: int) -> tuple[int, st
             sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.alarm(seconds)
-            for name, module in list(sys.modules.items()):  # nothing of this repository is known here
-                if (
-                    Path(getattr(module, "__file__", None) or "/").is_relative_to(ROOT)
-                    and "site-packages" not in module.__file__
-                ):
-                    del sys.modules[name]
+            for path in (*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")):  # nothing of this repository is known here
+                sys.modules.pop(path.stem, None)
             for env_id in [env_id for env_id in gym.registry if "GridWorld" in env_id]:
                 del gym.registry[env_id]
             sys.path[:] = [path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests"))]
