@@ -552,13 +552,13 @@ def last(folder, tag):
 
 @pytest.mark.paper
 def test_fine_tuning_needs_features_of_the_sources(tmp_path):
-    """Four rooms, as many steps on the target and the same exploration: area under the curve against scratch.
+    """Four rooms, episodes of at most 13 x 13 steps, as many steps on the target, the same exploration: area to scratch's.
 
-    The control has a random trunk that stays as it is. With seeds 1 to 10 fine-tuning came to 1.08 [0.97, 1.19] of the
-    area of scratch, to 1.12 after fewer steps on the sources: the gain of 1.15 that was hoped for is not there, and is
-    not demanded here. From sources that teach nothing it is 0.61 [0.47, 0.73], which would fail.
+    The control has a random trunk that stays as it is. With seeds 1 to 10 fine-tuning came to 1.19 [1.11, 1.28] of the
+    area of scratch, with seeds 1 to 5 to 1.17. In episodes of up to 676 steps, where chance meets the goal sooner, it is
+    1.08 [0.97, 1.19]; from sources that teach nothing 0.61 [0.47, 0.73] there.
     """
-    areas, common = {}, {"layout": "four_rooms", "log_dir": tmp_path}
+    areas, common = {}, {"layout": "four_rooms", "max_episode_steps": 169, "log_dir": tmp_path}
     control = {"method": "frozen", "source_timesteps": 0, "total_timesteps": 15_000}
     runs = {"scratch": {"method": "scratch", "total_timesteps": 15_000}, "near": {}, "random": control}
     for (name, flags), seed in itertools.product(runs.items(), range(1, 6)):
@@ -566,7 +566,7 @@ def test_fine_tuning_needs_features_of_the_sources(tmp_path):
         areas.setdefault(name, []).append(last(next(tmp_path.glob(f"*__{name}__{seed}__*")), "transfer/area"))
     ratios = {name: transfer.area_ratio(area, areas["scratch"]) for name, area in areas.items()}
     print({name: np.round(area, 3).tolist() for name, area in areas.items()}, ratios)
-    assert ratios["near"][0] >= 1.0
+    assert ratios["near"][0] >= 1.1
     assert ratios["random"][0] <= 0.5
 
 
