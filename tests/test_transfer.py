@@ -240,8 +240,10 @@ def test_a_quarter_of_the_goals_and_that_of_the_target_are_held_out():
     assert family.grid.goal_cell not in family.goals
     assert (family.goals[:4] == family.pursued).all()
     features = family.goal_features(family.goals)
-    assert (features.argmax(dim=1).numpy() == family.goals).all()
-    assert features.max() == 1.0
+    near, wide = features.numpy().reshape(76, 2, -1).swapaxes(0, 1)
+    assert (near.argmax(axis=1) == family.goals).all()
+    np.testing.assert_allclose(wide, near**0.25, atol=1e-6)
+    assert near.max() == 1.0
 
 
 def test_shares_of_goals_that_are_reached():
@@ -251,7 +253,7 @@ def test_shares_of_goals_that_are_reached():
 
     class Straight(transfer.UniversalQNetwork):
         def forward(self, obs):
-            at, to = obs.argmax(dim=1), self.goals.argmax(dim=1)
+            at, to = obs.argmax(dim=1), self.goals[:, : len(row)].argmax(dim=1)
             down, right = row[to] - row[at, None], col[to] - col[at, None]  # (B, G)
             return torch.stack([-down, right, down, -right], dim=2)
 
@@ -574,7 +576,7 @@ def test_fine_tuning_needs_features_of_the_sources(tmp_path):
 def test_universal_values_reach_goals_that_were_held_out(tmp_path, monkeypatch):
     """Schaul et al., 8 x 8: more goals never learned are reached than by chance, which is what exchanged goals give.
 
-    0.59 of them after 30 000 steps, 0.71 after 60 000 (one seed); 0.8 was hoped for and did not come out.
+    Of those held out 0.76 after 30 000 steps (mean of seeds 1 to 10; 0.59 to 0.88), as here, and 0.83 after 60 000.
     """
     networks, shares = [], transfer.Sources.goals_reached
     monkeypatch.setattr(
@@ -589,7 +591,7 @@ def test_universal_values_reach_goals_that_were_held_out(tmp_path, monkeypatch):
     exchanged = shares(family, network)
     print(f"reached: goals learned {learned:.3f}, held out {held_out:.3f}; exchanged {exchanged}")
     assert learned >= 0.95
-    assert held_out >= 0.4
+    assert held_out >= 0.5
     assert max(exchanged) <= 0.2
 
 
