@@ -14,6 +14,7 @@ import functools
 import html
 import itertools
 import json
+import mmap
 import os
 import re
 import signal
@@ -218,10 +219,8 @@ class Run:
         return row
 
 
-PIECE, BLOCK = 1024, 2**20  # bytes that a checksum takes in at once; bytes of a file in memory at once
-AFTER = [
-    np.array(CRC_TABLE, np.uint32)
-]  # [n][b]: what a byte b changes in a CRC-32C that takes in n more bytes after it
+PIECE, BLOCK = 1024, 2**20  # bytes that a checksum takes in at once; bytes of records in memory at once
+AFTER = [np.array(CRC_TABLE, np.uint32)]  # [n][b]: what a byte b changes in a CRC-32C that takes in n bytes after it
 while len(AFTER) < 2 * PIECE:
     AFTER.append(AFTER[0][AFTER[-1] & 255] ^ (AFTER[-1] >> 8))
 AFTER = np.concatenate(AFTER)  # at 256 n + b
@@ -251,38 +250,35 @@ def length_after(header: bytes) -> int:
 
 
 def read_records(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Offsets (K,) and data (K, L) uint8 of the sound records of one length in a block of the file; block by block.
+    """Offsets (K,) and data (K, L) uint8 of the sound records of a file, some of one length at a time.
 
-    At the first unsound record it ends with a ValueError, or an EOFError where the file is cut. A record is the length
-    of its data as uint64, the checksum of that as uint32, the data, and their checksum.
+    It ends with a ValueError if there are unsound ones, with an EOFError if the file is cut. A record is the length of
+    its data as uint64, the checksum of that as uint32, the data, and their checksum.
     """
     with open(path, "rb") as file:
-        size, block, at = os.fstat(file.fileno()).st_size, b"", 0  # what is appended from here on is not read
-        while at < size:
-            block += file.read(min(BLOCK, size - at - len(block)))
-            starts, o, faults = {}, 0, [(size, None)]
-            while o < len(block):
-                length = length_after(block[o : o + 12]) if o + 12 <= len(block) else 0
-                if length < 0:
-                    faults.append((at + o, ValueError(f"is damaged at byte {at + o}: wrong checksum of a length")))
-                elif at + o + 16 + length > size:
-                    faults.append((at + o, EOFError(f"ends inside the record at byte {at + o}")))
-                if o + 16 + length > len(block) or length < 0:
-                    break
-                starts.setdefault(length, []).append(o)
-                o += 16 + length
-            found = []
-            for length, offsets in ((length, np.array(offsets)) for length, offsets in starts.items()):
-                rows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(block, np.uint8), length + 4)
-                data, stored = np.split(rows[offsets + 12], [length], axis=1)
-                bad = at + offsets[checksums(data) != stored.copy().view("<u4")[:, 0]]
-                faults += [(x, ValueError(f"is damaged at byte {x}: wrong checksum of a record")) for x in bad[:1]]
-                found.append((at + offsets, data))
-            end, fault = min(faults, key=lambda fault: fault[0])
-            yield from ((offsets[offsets < end], data[offsets < end]) for offsets, data in found)
-            if fault:
-                raise fault
-            block, at = block[o:], at + o
+        size = os.fstat(file.fileno()).st_size  # what is appended from here on is not read
+        view = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    starts, at, fault, unsound = {}, 0, None, []
+    while at < size and not fault:
+        length = length_after(view[at : at + 12]) if at + 12 <= size else size
+        if length < 0:
+            fault = ValueError(f"is damaged at byte {at}: wrong checksum of a length")
+        elif at + 16 + length > size:
+            fault = EOFError(f"ends inside the record at byte {at}")
+        else:
+            starts.setdefault(length, []).append(at)
+        at += 16 + length
+    for length, offsets in starts.items():
+        rows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(view, np.uint8), length + 4)
+        for some in np.array_split(offsets, 1 + len(offsets) * length // BLOCK):
+            data, stored = np.split(rows[some + 12], [length], axis=1)
+            sound = checksums(data) == stored.copy().view("<u4")[:, 0]
+            unsound += some[~sound].tolist()
+            yield some[sound], data[sound]
+    if unsound:
+        fault = ValueError(f"is damaged at byte {min(unsound)}: wrong checksum of a record")
+    if fault:
+        raise fault
 
 
 @functools.lru_cache(10_000)
