@@ -14,6 +14,7 @@ import functools
 import html
 import itertools
 import json
+import math
 import mmap
 import os
 import re
@@ -101,6 +102,12 @@ class Args:
         for name, known in ("algorithms", rows), ("tasks", set(TASKS)):
             if unknown := sorted(set(getattr(self, name)) - known):
                 raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}")
+        tasks, rows, _ = SUITES[self.suite]
+        tasks, rows = self.tasks or tasks, self.algorithms or rows
+        idle = [f"--algorithms {row}" for row in self.algorithms if not any(suits(row, task) for task in tasks)]
+        idle += [f"--tasks {task}" for task in self.tasks if not any(suits(row, task) for row in rows)]
+        if idle:
+            raise ValueError(f"no run for {', '.join(idle)}: --tasks and --algorithms do not suit each other")
         for name in "log_dir", "report_dir":
             if getattr(self, name).is_file():
                 raise ValueError(f"--{name.replace('_', '-')} must be a folder, got the file {getattr(self, name)}")
@@ -147,7 +154,8 @@ def steps_saved(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def ratio_of_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return x.mean(axis=-1) / y.mean(axis=-1)
+    """NaN where the mean of y is not positive: so many times less than nothing says nothing."""
+    return x.mean(axis=-1) / np.where(y.mean(axis=-1) > 0, y.mean(axis=-1), np.nan)
 
 
 def optimality_gap(*samples: np.ndarray) -> np.ndarray:
@@ -392,19 +400,33 @@ def group(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any
     return groups
 
 
+def made_at(run: Run) -> int:
+    return int("0" + re.search("[0-9]*$", run.folder)[0])
+
+
+def seeds_of(runs: list[Run]) -> set[int]:
+    return {run.args["seed"] for run in runs}
+
+
 def select(runs: list[Run]) -> list[Run]:
-    """The complete runs of the usual budget and settings, the newest of each seed; the others' state says why not."""
+    """The complete runs of the usual budget and settings, the newest of each seed; the others' state says why not.
+
+    Usual is what most seeds have; of as many the larger budget, then the newer.
+    """
     chosen = []
     for same in group((run for run in runs if run.state == "complete"), lambda run: (run.task, run.algorithm)).values():
         settings = {name: None for run in same for name in run.args if name not in FREE}  # total_timesteps among them
         variants = group(same, lambda run, names=settings: repr([run.args.get(name) for name in names]))
-        usual = max(variants.values(), key=lambda runs: (len(runs), runs[0].args["total_timesteps"]))
+        usual = max(
+            variants.values(),
+            key=lambda runs: (len(seeds_of(runs)), runs[0].args["total_timesteps"], max(map(made_at, runs))),
+        )
         for run in (run for run in same if run not in usual):
             differ = [name for name in settings if run.args.get(name) != usual[0].args.get(name)]
             run.state = "other budget" if "total_timesteps" in differ else "other settings"
             run.reason = printable("unlike most: " + ", ".join(f"{name} {run.args.get(name)}" for name in differ))
         for again in group(usual, lambda run: run.args["seed"]).values():
-            *older, newest = sorted(again, key=lambda run: int("0" + re.search("[0-9]*$", run.folder)[0]))
+            *older, newest = sorted(again, key=made_at)
             chosen.append(newest)
             for run in older:
                 run.state, run.reason = "superseded", f"the same seed was run again: {newest.folder}"
@@ -426,7 +448,10 @@ def summarise(runs: list[Run], measure: str) -> dict[str, Any]:
     row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs)}
     row[f"final {measure}"] = interval(iqm, final)
     if measure == "score":
-        row |= {"spread": np.std(final), "solved": np.mean(np.float32(final) >= SOLVED)}
+        row |= {
+            "spread": np.std(final, ddof=1) if len(final) > 1 else np.nan,
+            "solved": np.mean(np.float32(final) >= SOLVED),
+        }
         row |= {"worst kept": values(runs, "kept_score").min(), "area": interval(iqm, values(runs, "score_area"))}
         row |= {f"steps to {KEPT}": interval(median, to_kept), "got there": int(np.isfinite(to_kept).sum())}
     row |= {"budget": runs[0].args["total_timesteps"], "seconds": interval(median, values(runs, "system/wall_time_s"))}
@@ -450,12 +475,21 @@ def summarise_transfer(algorithms: dict[str, list[Run]]) -> list[dict[str, Any]]
     return sorted(rows, key=lambda row: -row["area"][0])
 
 
-def summarise_tasks(name: str, tasks: list[dict[str, list[Run]]]) -> list[dict[str, Any]]:
-    """Statistics over several tasks, each {algorithm: runs}, of the algorithms that have runs on all of them."""
-    scores = {x: [values(of[x], "eval/score") for of in tasks] for x in sorted(set.intersection(*map(set, tasks)))}
+def scores_together(tasks: list[dict[str, list[Run]]]) -> dict[str, list[np.ndarray]]:
+    """{algorithm: its final scores (n,) on each of the tasks} of those seeds that it has on all of them, if any."""
+    scores = {}
+    for algorithm in sorted(set.intersection(*map(set, tasks))):
+        seeds = set.intersection(*(seeds_of(of[algorithm]) for of in tasks))  # else a task with more seeds weighs more
+        runs = [[run for run in of[algorithm] if run.args["seed"] in seeds] for of in tasks]
+        scores |= {algorithm: [values(of, "eval/score") for of in runs]} if seeds else {}
+    return scores
+
+
+def summarise_tasks(name: str, scores: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """Statistics over several tasks together of {algorithm: its scores (n,) on each of them}."""
     rows, baseline = [], "dqn" if "dqn" in scores else min(scores, default="")
     for algorithm, samples in scores.items():
-        row = {"task": name, "algorithm": algorithm, "n": sum(map(len, samples)), "IQM": interval(iqm, *samples)}
+        row = {"task": name, "algorithm": algorithm, "n": len(samples[0]), "IQM": interval(iqm, *samples)}
         row["optimality gap"] = interval(optimality_gap, *samples)
         row["solved"] = np.mean(np.float32(np.concatenate(samples)) >= SOLVED)
         beats = interval(improvement, *samples, *scores[baseline]) if algorithm != baseline else np.nan
@@ -474,15 +508,30 @@ def show(x: Any) -> str:
 
 def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:
     """What the intervals of row[name] carry: one algorithm apart from the others, by more than 0.001, or no winner."""
-    single = ", ".join(row["algorithm"] for row in rows if np.isnan(row[name][1]))
-    rows = [row for row in rows if not np.isnan(row[name][1])]
+    best = best_of((row for row in rows if not np.isnan(row[name][1])), key=lambda row: row[name][0], default=None)
+    unknown = {}
+    for row in rows:
+        if np.isnan(row[name][1]):
+            unknown[row["algorithm"]] = "one seed"
+        elif (
+            row[name][1] == np.inf and row.get("budget", np.inf) < best[name][2] < np.inf
+        ):  # with more it might be sooner
+            unknown[row["algorithm"]] = f"never in its {show(row['budget'])} steps"
+    rows = [row for row in rows if row["algorithm"] not in unknown]
     said = "nothing can be said; a comparison takes two algorithms with two seeds each."
     if len(rows) > 1:
-        best = best_of(rows, key=lambda row: row[name][0])
         level = [row for row in rows if max(row[name][1], best[name][1]) <= min(row[name][2], best[name][2]) + 1e-3]
-        said = "; ".join(f"{row['algorithm']} {show(row[name])}" for row in level)
-        said = f"no clear winner, the intervals overlap: {said}." if level[1:] else f"{said} is ahead of the others."
-    return said + (f" Of {single}, with one seed, nothing can be said." if single and rows else "")
+        alike = group(level, lambda row: show(row[name]))
+        said = "; ".join(f"{', '.join(row['algorithm'] for row in of)} {text}" for text, of in alike.items())
+        # That n runs of one are all better than m of another, or all worse, has a chance of 2 / comb(n + m, n).
+        orders = min(math.comb(best["n"] + row["n"], row["n"]) for row in rows if row is not best)
+        if level[1:]:
+            said = f"no clear winner, the intervals overlap: {said}."
+        else:
+            said += (
+                " is ahead of the others." if orders > 40 else " is in front, but with so few seeds by chance, maybe."
+            )
+    return said + (f" Not compared: {', '.join(f'{x} ({why})' for x, why in unknown.items())}." if unknown else "")
 
 
 # ----------------------------------------------------------------------------- report
@@ -641,18 +690,22 @@ def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths
 
 def report_tasks(name: str, tasks: dict[str, Any], numbers: dict[str, int], paths: Iterator[Path]) -> tuple[list, list]:
     """Blocks and advice of tasks, {task: {algorithm: runs}}, together; none where no two algorithms have them all."""
-    if len(tasks) < 2 or len(rows := summarise_tasks(name, list(tasks.values()))) < 2:
+    scores = scores_together(list(tasks.values())) if len(tasks) > 1 else {}
+    if len(scores) < 2:
         return [], []
-    blocks = [("h2", f"Over tasks: {name}"), ("p", f"These are {'; '.join(tasks)}.")]
+    rows = summarise_tasks(name, scores)
+    blocks = [
+        ("h2", f"Over tasks: {name}"),
+        ("p", f"These are {'; '.join(tasks)}. n: seeds that an algorithm has on each of them."),
+    ]
     if absent := sorted({x for of in tasks.values() for x in of} - {row["algorithm"] for row in rows}):
         blocks += [("p", f"Not on all of them, and so left out here: {', '.join(absent)}.")]
     lines, thresholds = [], np.linspace(0, 1, 101)
     for algorithm, n in ((row["algorithm"], row["n"]) for row in rows):
-        samples = [values(of[algorithm], "eval/score") for of in tasks.values()]
-        profile = bootstrap_interval(share_above(thresholds), *samples, draws=400)
+        profile = bootstrap_interval(share_above(thresholds), *scores[algorithm], draws=400)
         lines.append((numbers[algorithm], f"{algorithm[:50]} (n = {n})", thresholds, profile))
     path = draw_lines(next(paths), lines, xlabel="score", ylabel="share of runs that end above it")
-    said = "Performance profile over the n runs on all these tasks, the band is its 95 % interval."
+    said = "Performance profile over n seeds on each of these tasks; band: its 95 % interval."
     return [*blocks, ("table", rows), ("figures", [(path, said)])], [["final score", name, verdict(rows, "IQM", max)]]
 
 
@@ -730,6 +783,14 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
+def suits(row: str, task: str) -> bool:
+    """The variants of transfer.py run on tasks of its family alone, the others elsewhere; UVFA's input is no map."""
+    return row.startswith("transfer-") == (task in FAMILIES["transfer"]) and (row, task) != (
+        "transfer-uvfa",
+        "map-changed",
+    )
+
+
 def task_of(flags: str) -> str:
     """How the logs name the task of these flags."""
     return task_label({name.replace("-", "_"): x for name, x in re.findall(r"--(\S+) (\S+)", flags)})
@@ -747,9 +808,7 @@ def missing(args: Args, runs: list[Run]) -> dict[str, list[str]]:
         if row == "transfer-scratch":
             steps //= 2  # as many as the others have on the target
         label = task_of(TASKS[task])
-        suits = row.startswith("transfer-") == (task in FAMILIES["transfer"])
-        suits &= (row, task) != ("transfer-uvfa", "map-changed")  # its input is a goal, not a map
-        if suits and (row, label, seed, steps) not in present:
+        if suits(row, task) and (row, label, seed, steps) not in present:
             command = [f"{script}.py", *TASKS[task].split(), *ROWS.get(row, "").split(), "--seed", str(seed)]
             budget = ["--total-timesteps", str(steps)] if steps else []
             jobs[f"{row}__{task}__{seed}"] = [*command, *budget, "--exp-name", row]
@@ -835,7 +894,10 @@ def main(args: Args) -> int:
     if args.train and (jobs := missing(args, runs)):
         failures = train(jobs, args)
         chosen = select(runs := read_runs(args.log_dir))
-        failures = dict.fromkeys(missing(args, runs), "it ended without a complete, sound log") | failures
+        failures = (
+            dict.fromkeys(missing(args, runs), "it ended without a complete, sound log of the usual settings")
+            | failures
+        )
     if not runs and not failures:
         print(f"--log-dir {args.log_dir} holds no run; python evaluate.py --train makes some", file=sys.stderr)
         return 2

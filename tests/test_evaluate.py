@@ -7,6 +7,8 @@ import importlib
 import inspect
 import itertools
 import json
+import math
+import os
 import re
 import shutil
 import signal
@@ -213,19 +215,86 @@ def test_verdict_follows_the_intervals(intervals, said):
     assert said in evaluate.verdict(rows, "x", max)
 
 
-def test_verdict_on_steps_and_on_single_seeds():
-    def row(name, n, *x):
-        return {"algorithm": name, "n": n, "x": list(x)}
+def row(name, n, *x, **more):
+    return {"algorithm": name, "n": n, "x": list(x)} | more
 
-    never = row("b", 3, np.inf, np.inf, np.inf)
-    assert evaluate.verdict([row("a", 3, 200, 100, 300), never], "x", min).startswith("a 200 (100 to 300) is ahead")
-    assert "no clear winner" in evaluate.verdict([row("a", 3, 200, 100, np.inf), never], "x", min)
-    assert "no clear winner" in evaluate.verdict([row("a", 3, np.inf, np.inf, np.inf), never], "x", min)
+
+def test_verdict_on_steps_and_on_single_seeds():
+    never = row("b", 4, np.inf, np.inf, np.inf)
+    assert evaluate.verdict([row("a", 4, 200, 100, 300), never], "x", min).startswith("a 200 (100 to 300) is ahead")
+    assert "no clear winner" in evaluate.verdict([row("a", 4, 200, 100, np.inf), never], "x", min)
+    assert "no clear winner" in evaluate.verdict([row("a", 4, np.inf, np.inf, np.inf), never], "x", min)
     one = row("c", 2, 50, np.nan, np.nan)  # of two tasks with a seed each
     assert "nothing can be said" in evaluate.verdict([never, one], "x", min)
-    said = evaluate.verdict([row("a", 3, 200, 100, 300), never, one], "x", min)
-    assert "a 200 (100 to 300) is ahead" in said
-    assert "Of c, with one seed, nothing can be said" in said
+    said = evaluate.verdict([row("a", 4, 200, 100, 300), never, one], "x", min)
+    assert said == "a 200 (100 to 300) is ahead of the others. Not compared: c (one seed)."
+
+
+def test_so_few_seeds_that_their_order_may_be_chance_have_no_winner():
+    for n, m, ahead in (3, 3, False), (4, 4, True), (2, 8, True), (2, 7, False):
+        assert 2 / math.comb(n + m, n) < 0.05 or not ahead
+        said = evaluate.verdict([row("a", n, 200, 100, 300), row("b", m, 500, 400, 600)], "x", min)
+        assert ("is ahead of the others" in said) == ahead, (n, m)
+        assert ("by chance" in said) != ahead
+
+
+def test_a_run_that_was_stopped_sooner_than_the_best_got_there_is_not_behind_it():
+    best, short = row("a", 10, 2000, 1000, 3000, budget=9000), row("b", 10, *[np.inf] * 3, budget=2500)
+    said = evaluate.verdict([best, row("c", 10, 5000, 4000, 6000, budget=9000), short], "x", min)
+    assert said == "a 2,000 (1,000 to 3,000) is ahead of the others. Not compared: b (never in its 2,500 steps)."
+    assert "is ahead of the others." in evaluate.verdict([best, short | {"budget": 3000}], "x", min)
+    assert evaluate.verdict([best, short], "x", min).startswith("nothing can be said")
+
+
+def test_alike_intervals_are_said_once():
+    rows = [row("a", 10, 1.0, 1.0, 1.0), row("b", 10, 0.9, 0.8, 1.0), row("c", 10, 1.0, 1.0, 1.0)]
+    said = "no clear winner, the intervals overlap: a, c 1.000 (1.000 to 1.000); b 0.900 (0.800 to 1.000)."
+    assert evaluate.verdict(rows, "x", max) == said
+
+
+def test_a_share_of_nothing_is_not_a_number():
+    x, y = np.array([0.5, 0.7]), np.array([0.4, -0.1])
+    assert evaluate.ratio_of_means(x, y) == pytest.approx(4)
+    assert np.isnan(evaluate.ratio_of_means(x, -y))
+
+
+def runs_of(algorithm, scores, task="empty 8", **args):
+    """Runs of {seed: final score} as they are read."""
+    return [
+        evaluate.Run(f"x__{seed}", {"eval/score": np.array([[500, score]])},
+                     {"seed": seed, "total_timesteps": 500} | args, algorithm, task)
+        for seed, score in scores.items()
+    ]  # fmt: skip
+
+
+def test_tasks_weigh_the_same_whatever_seeds_are_missing():
+    easy = {"a": runs_of("a", dict.fromkeys(range(1, 9), 1.0)), "b": runs_of("b", {1: 0.5}), "c": runs_of("c", {1: 1})}
+    hard = {"a": runs_of("a", {2: 0.0, 3: 0.0, 9: 0.4}), "b": runs_of("b", {2: 0.5})}
+    scores = evaluate.scores_together([easy, hard])
+    assert [x.tolist() for x in scores.pop("a")] == [[1, 1], [0, 0]]  # seeds 2 and 3
+    assert scores == {}  # b has no seed on both, c no run on one
+    row, other = evaluate.summarise_tasks("both", {"a": [np.array([1, 1]), np.array([0, 0])], "b": [np.ones(2)] * 2})[
+        ::-1
+    ]
+    assert (row["algorithm"], row["n"], row["IQM"][0]) == ("a", 2, 0.5)
+    assert other["ends better than a"][0] == 0.75
+
+
+def test_the_usual_settings_are_those_of_most_seeds_then_the_newer_ones():
+    def chosen(*variants):
+        runs = [
+            evaluate.Run(f"x__{at}", {}, {"seed": seed, "total_timesteps": 5, "lr": lr}) for lr, seed, at in variants
+        ]
+        return [(run.args["lr"], run.args["seed"]) for run in evaluate.select(runs)]
+
+    assert chosen((1, 1, 10), (1, 1, 11), (1, 1, 12), (2, 1, 10), (2, 2, 10)) == [(2, 1), (2, 2)]
+    assert chosen((1, 1, 10), (1, 2, 11), (2, 1, 20), (2, 2, 21)) == [(2, 1), (2, 2)]
+    assert chosen((2, 1, 20), (2, 2, 21), (1, 1, 10), (1, 2, 11)) == [(2, 1), (2, 2)]
+
+
+def test_the_spread_is_that_of_a_sample():
+    assert evaluate.summarise(runs_of("a", {1: 0.5, 2: 0.7}), "score")["spread"] == pytest.approx(0.02**0.5)
+    assert np.isnan(evaluate.summarise(runs_of("a", {1: 0.5}), "score")["spread"])  # of one seed nothing is known
 
 
 # ----------------------------------------------------------------------------- reading
@@ -428,7 +497,7 @@ def test_overlapping_intervals_have_no_winner_and_separate_ones_have(tmp_path):
     _, page, _, summary = report(tmp_path / "logs", tmp_path)
     parsed = Page(page)
     final, steps, seconds = (f"{what} {said}" for what, task, said in parsed.tables[0][1:])
-    assert final.startswith("final score no clear winner, the intervals overlap: good 1.000 (1.000 to 1.000); equal 1.")
+    assert final.startswith("final score no clear winner, the intervals overlap: good, equal 1.000 (1.000 to 1.000).")
     assert "bad" not in final
     assert steps == "fewest steps to a kept 0.95 good 300 (300 to 300) is ahead of the others."
     assert seconds.startswith("least time, where every seed solves and keeps it no clear winner")
@@ -488,7 +557,7 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert "Not on all of them, and so left out here: bad." in parsed.text
     rows = {row[0]: row for row in together[1:]}
     assert rows["good"][1:] == [
-        "6",
+        "3",
         "1.000 (1.000 to 1.000)",
         "0.000 (0.000 to 0.000)",
         "1.000",
@@ -498,7 +567,11 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert rows["dqn"][3].startswith("0.200 (")
     assert rows["dqn"][5] == "–"
     assert rows["world"][5].startswith("0.833 (")  # 0.9 against 0.7 0.8 0.9: (1 + 1 + 1 / 2) / 3
-    assert ["final score", "complex", "good 1.000 (1.000 to 1.000) is ahead of the others."] in parsed.tables[0]
+    assert [
+        "final score",
+        "complex",
+        "good 1.000 (1.000 to 1.000) is in front, but with so few seeds by chance, maybe.",
+    ] in parsed.tables[0]
     assert "Over tasks: simple" not in page
     gains = tables[
         "algorithm", "n", "zero-shot", "jump start", "area", "target steps to 0.95", "area / scratch", "steps saved"
@@ -514,11 +587,11 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     transfer = [
         "area under the target's curve",
         "key_door 8, source far",
-        "transfer-fine-tune 0.720 (0.710 to 0.730) is ahead of the others.",
+        "transfer-fine-tune 0.720 (0.710 to 0.730) is in front, but with so few seeds by chance, maybe.",
     ]
     assert transfer in parsed.tables[0]
     said = " ".join(parsed.figures)
-    for what in ("Performance profile over the n runs", "Horizon study", "Options: how much", "Options: how long",
+    for what in ("Performance profile over n seeds", "Horizon study", "Options: how much", "Options: how long",
                  "Transfer: area", "Sample efficiency", "Worst seeds", "Cost: time", "Cost: peak"):  # fmt: skip
         assert what in said, what
     assert all("(n = " in figure for figure in parsed.figures)
@@ -689,6 +762,19 @@ def test_no_run_is_told_in_one_line(tmp_path, capsys):
         ({"algorithms": ("evaluate",)}, "--algorithms must be of .*, got evaluate"),
         ({"scheduler": "host"}, "--scheduler must be like tcp://host:8786, got host"),
         ({"report_dir": Path(__file__)}, "--report-dir must be a folder"),
+        ({"algorithms": ("dqn",), "tasks": ("goal-near",)}, "no run for --algorithms dqn, --tasks goal-near"),
+        (
+            {"algorithms": ("dqn", "her"), "tasks": ("empty-5", "goal-far")},
+            "no run for --tasks goal-far: --tasks and --alg",
+        ),
+        (
+            {"algorithms": ("dqn", "transfer-uvfa"), "tasks": ("map-changed", "empty-5")},
+            "no run for --algorithms transfer-u",
+        ),
+        (
+            {"algorithms": ("transfer-frozen",), "tasks": ("empty-8",)},
+            "no run for --algorithms transfer-frozen, --tasks",
+        ),
     ],
 )
 def test_bad_flags_are_refused_by_name(flags, said):
@@ -704,12 +790,18 @@ def test_every_flag_is_documented():
 
 
 def test_from_the_shell_a_bad_flag_is_an_error_box_and_torch_is_not_imported(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(evaluate.HERE), "PYTHONDONTWRITEBYTECODE": "1"}
     code = "import sys, evaluate, tyro; assert 'torch' not in sys.modules; evaluate.main(tyro.cli(evaluate.Args))"
-    command = [sys.executable, "-c", code, "--jobs", "0"]
-    done = subprocess.run(command, cwd=evaluate.HERE, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--jobs must be between 1 and 1000, got 0" in done.stderr
-    assert "Traceback" not in done.stderr
+    for flags, said in (
+        (("--jobs", "0"), "--jobs must be between 1 and 1000, got 0"),
+        (("--train", "--algorithms", "dqn", "--tasks", "goal-near"), "no run for --algorithms dqn, --tasks goal-near"),
+    ):
+        command = [sys.executable, "-c", code, *flags]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 FAKE = """
@@ -790,7 +882,8 @@ def test_every_command_of_the_suites_is_accepted_and_logs_the_task_that_is_looke
     assert evaluate.STEPS[script][1] == args.total_timesteps  # the full budget is the default one
     rows = tuple(row for row in evaluate.ROWS if row.split("-")[0] == script)
     for suite, row in itertools.product(evaluate.SUITES, rows):
-        wanted = evaluate.Args(suite=suite, algorithms=(row,), tasks=tuple(evaluate.TASKS), seeds=1, log_dir=tmp_path)
+        tasks = tuple(task for task in evaluate.TASKS if evaluate.suits(row, task))
+        wanted = evaluate.Args(suite=suite, algorithms=(row,), tasks=tasks, seeds=1, log_dir=tmp_path)
         jobs = evaluate.missing(wanted, [])
         assert jobs
         for name, (file, *flags) in jobs.items():
