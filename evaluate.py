@@ -520,7 +520,9 @@ def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:
     if len(rows) > 1:
         level = [row for row in rows if max(row[name][1], best[name][1]) <= min(row[name][2], best[name][2]) + 1e-3]
         alike = group(level, lambda row: show(row[name]))
-        said = "; ".join(f"{', '.join(row['algorithm'] for row in of)} {text}" for text, of in alike.items())
+        said = [f"{', '.join(row['algorithm'] for row in of)} {text}" for text, of in alike.items()][:3]
+        more = sum(map(len, list(alike.values())[3:]))
+        said = "; ".join(said) + f"; and {more} more" * (more > 0)
         # That n runs of one are all better than m of another, or all worse, has a chance of 2 / comb(n + m, n).
         orders = min(math.comb(best["n"] + row["n"], row["n"]) for row in rows if row is not best)
         if level[1:]:
@@ -567,16 +569,17 @@ STRIPS = [("steps_to_kept", f"steps to a kept {KEPT}", "log", "Sample efficiency
 STRIPS += [("eval/score", "final score", "linear", "Final performance: score of the last evaluation.")]
 STRIPS += [("kept_score", "lowest late score", "linear", "Worst seeds: the lowest score in the last fifth of a run.")]
 STRIPS += [("eval/length", "steps", "linear", "Steps to the goal: mean length of the last evaluation's episodes.")]
-STRIPS += [("transfer/area", "mean score on the target", "linear", "Transfer: area under the target's curve.")]
-STRIPS += [("options/greedy_length", "steps", "log", "Options: how long one is followed.")]
 STRIPS += [("system/wall_time_s", "seconds", "log", "Cost: time of a run.")]
 STRIPS += [("system/peak_memory_mb", "MB", "linear", "Cost: peak memory of a run.")]
+STRIPS += [("transfer/area", "mean score on the target", "linear", "Transfer: area under the target's curve.")]
+STRIPS += [("options/greedy_length", "steps", "log", "Options: how long one is followed.")]
 # Figures from tags that end in a number: labels of the axes, what they show.
 STUDIES = {"options/greedy_usage": ("option, the most used first", "share of steps", "Options: how much each is used.")}
 STUDIES |= {"horizon/score": ("planning horizon", "score", "Horizon study: planning with the model after training.")}
 BAND = "Interquartile mean over n seeds; band: its 95 % interval."
 GLANCE = f"""Steps in the environment after which the score never was below {KEPT} again, median over seeds, those on
 sources and levels counted; in brackets how many of n seeds kept it over the last fifth of their run."""
+COST = "Over all tasks of each; seconds are the median of a run where it is fastest to that where it is slowest."
 WORDS = {
     "score": "0 is the random policy, 1 the exact optimum",
     "n": "seeds",
@@ -605,7 +608,7 @@ figure { margin: 0 } svg { width: 100%; height: auto } div { overflow-x: auto; m
 table { border-collapse: collapse } table, figcaption { font-size: 0.85rem; line-height: 1.4 } th { cursor: pointer }
 th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top }
 td:first-child { position: sticky; left: 0; background: Canvas; white-space: nowrap }
-.text td { white-space: normal }
+.text td { white-space: normal; min-width: 7rem }
 @media (max-width: 40rem) { .text thead, .text td:empty { display: none } .text td { display: block; border: 0 }
 .text tr { display: block; border-bottom: 1px solid #8886 } .text td:first-child { font-weight: bold }
 .text td + td::before { content: attr(title) ": " } }
@@ -651,6 +654,8 @@ def draw_lines(paths: Iterator[Path], lines: list[Line], said: str, **labels: An
                     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                 else:
                     axes.plot(x, value, color="#8886", linewidth=0.8, zorder=1)
+            if "xscale" not in labels:
+                axes.set_xticks(x[:: -(-len(x) // 10)])
             if labels["ylabel"] == "eval/score":
                 axes.secondary_yaxis("right").set_yticks([0, 1], ["random", "optimal"])
                 axes.hlines([0, 1], *axes.get_xlim(), color=INK, linewidth=0.8, linestyle=":")
@@ -672,7 +677,7 @@ def draw_seeds(path: Path, rows: list[tuple[int, str, np.ndarray]], **labels: An
             axes.annotate("never", (never, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=9)
         if labels["xscale"] == "linear":
             axes.set_xlim(min(*every, 0) - max(*every, 1) / 20, 1.05 * max(*every, 1))
-        axes.set_yticks(range(len(rows)), [name for _, name, _ in rows])
+        axes.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
     return path
 
@@ -712,10 +717,10 @@ def report_task(
         names, others = [row["algorithm"] for row in kept], [row["algorithm"] for row in rows if row not in kept]
         advice[f"fewest steps to a kept {KEPT}"] = verdict(rows, f"steps to {KEPT}", min)
         advice["ends best"] = verdict(rows, "final score", max)
-        advice["every seed solves and keeps it"] = ", ".join(names) if len(names) <= len(others) else "all"
-        if 0 < len(others) < len(names):
-            advice["every seed solves and keeps it"] += f" but {', '.join(others)}"
-        advice["least time of these"] = verdict(kept, "seconds", min)
+        few = f"all but {', '.join(others)}" if len(others) < len(names) else ", ".join(names) or "none"
+        advice["solve and keep it in every seed"] = few if others else "all"
+        if len(kept) > 1:
+            advice["least time of these"] = verdict(kept, "seconds", min)
     else:
         advice["ends best"] = verdict(rows, "final return", max)
         blocks += [("p", "The optimum of this task is not known: the return stands in for the score.")]
@@ -733,7 +738,7 @@ def report_task(
     lines = [(number, name, *curve(members, f"eval/{measure}")) for number, name, members in of]
     labels = {"xlabel": "environment steps", "xscale": "log", "ylabel": f"eval/{measure}"}  # budgets differ by tens
     figures = draw_lines(paths, lines, f"Learning curves of the greedy policy. {BAND}", **labels)
-    for name, xlabel, xscale, said in STRIPS if measure == "score" else STRIPS[-2:]:
+    for name, xlabel, xscale, said in STRIPS if measure == "score" else STRIPS[1:]:
         dots = [(*label, values(members, name)) for *label, members in of]
         if dots := [(*label, x) for *label, x in dots if not np.isnan(x).any()]:
             figures.append((draw_seeds(next(paths), dots, xlabel=xlabel, xscale=xscale), f"{said} {DOTS}"))
@@ -818,13 +823,13 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
 
     blocks = [("h1", "Comparison of algorithms")]
     blocks += [("p", f"{len(chosen)} of {len(runs)} runs in {printable(args.log_dir)} are ranked, the rest is listed.")]
-    if advice := [advice for _, advice in sections if advice]:
-        head = dict.fromkeys(itertools.chain(*advice[::-1]), "")
+    if advice := [advice for _, advice in (*(section for section, _ in apart), *together) if advice]:
+        head = dict.fromkeys(itertools.chain(*advice), "")
         blocks += [("h2", "Which to choose"), ("table", [head | said for said in advice])]
     if scored:
         steps, costs = glance([run.record() for run in chosen if run.task in scored])
         blocks += [("h2", "At a glance"), ("p", GLANCE.replace("\n", " ")), ("table", steps)]
-        blocks += [("p", "Over all tasks of each, seconds as medians from task to task:"), ("table", costs)]
+        blocks += [("p", COST), ("table", costs)]
     blocks += [block for found, _ in sections for block in found]
     if failures:
         rows = [{"run": name, "what happened": what} for name, what in failures.items()]

@@ -496,7 +496,13 @@ def test_overlapping_intervals_have_no_winner_and_separate_ones_have(tmp_path):
             write_run(tmp_path / "logs" / f"G__{name}__{seed}__1", score, exp_name=name, seed=seed)
     _, page, _, summary = report(tmp_path / "logs", tmp_path)
     parsed = Page(page)
-    advice = ["on", "fewest steps to a kept 0.95", "ends best", "every seed solves and keeps it", "least time of these"]
+    advice = [
+        "on",
+        "fewest steps to a kept 0.95",
+        "ends best",
+        "solve and keep it in every seed",
+        "least time of these",
+    ]
     assert parsed.tables[0] == [
         advice,
         [
