@@ -551,8 +551,9 @@ def glance(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
         final, memory = np.float32([(x["eval/score"], x["system/peak_memory_mb"]) for x in algorithms[algorithm]]).T
         seconds = [np.median([record["system/wall_time_s"] for record in runs]) for runs in of.values()]
         row = {"algorithm": algorithm, "tasks": len(of), "runs solved": f"{sum(final >= SOLVED)} of {len(final)}"}
-        row["seconds of a run"] = " to ".join(dict.fromkeys((show(min(seconds)), show(max(seconds)))))
-        costs.append(row | {"peak MB": max(memory)})
+        ends = [f"{x:,.{int(x < 10)}f}" for x in (min(seconds), max(seconds))]
+        row["seconds of a run"] = " to ".join(dict.fromkeys(ends))
+        costs.append(row | {"peak MB": round(float(max(memory)))})
     return steps, costs
 
 
