@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any, Literal
 
 import matplotlib.figure
@@ -102,12 +102,10 @@ class Args:
         for name, known in ("algorithms", rows), ("tasks", set(TASKS)):
             if unknown := sorted(set(getattr(self, name)) - known):
                 raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        tasks, rows, _ = SUITES[self.suite]
-        tasks, rows = self.tasks or tasks, self.algorithms or rows
-        idle = [f"--algorithms {row}" for row in self.algorithms if not any(suits(row, task) for task in tasks)]
-        idle += [f"--tasks {task}" for task in self.tasks if not any(suits(row, task) for row in rows)]
-        if idle:
-            raise ValueError(f"no run for {', '.join(idle)}: --tasks and --algorithms do not suit each other")
+        pairs = itertools.product(self.algorithms or SUITES[self.suite][1], self.tasks or SUITES[self.suite][0])
+        used = {name for pair in pairs if suits(*pair) for name in pair}
+        if idle := [name for name in (*self.algorithms, *self.tasks) if name not in used]:
+            raise ValueError(f"--algorithms and --tasks make no run of {', '.join(idle)}: they do not suit each other")
         for name in "log_dir", "report_dir":
             if getattr(self, name).is_file():
                 raise ValueError(f"--{name.replace('_', '-')} must be a folder, got the file {getattr(self, name)}")
@@ -551,9 +549,8 @@ def glance(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
         final, memory = np.float32([(x["eval/score"], x["system/peak_memory_mb"]) for x in algorithms[algorithm]]).T
         seconds = [np.median([record["system/wall_time_s"] for record in runs]) for runs in of.values()]
         row = {"algorithm": algorithm, "tasks": len(of), "runs solved": f"{sum(final >= SOLVED)} of {len(final)}"}
-        ends = [f"{x:,.{int(x < 10)}f}" for x in (min(seconds), max(seconds))]
-        row["seconds of a run"] = " to ".join(dict.fromkeys(ends))
-        costs.append(row | {"peak MB": round(float(max(memory)))})
+        ends = dict.fromkeys(f"{x:,.{int(x < 10)}f}".replace("nan", "–") for x in (min(seconds), max(seconds)))
+        costs.append(row | {"seconds of a run": " to ".join(ends), "peak MB": float(memory.max())})
     return steps, costs
 
 
@@ -704,9 +701,7 @@ def studied(runs: list[Run], tag: str) -> tuple[np.ndarray, np.ndarray] | None:
 Section = tuple[list[tuple[str, Any]], dict[str, str]]  # blocks of the page, and {what counts: advice}
 
 
-def report_task(
-    algorithms: dict[str, list[Run]], numbers: dict[str, int], paths: Iterator[Path]
-) -> tuple[Section, list]:
+def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths: Iterator[Path]) -> tuple:
     """Section of a task, and the rows of its table."""
     runs = list(itertools.chain(*algorithms.values()))
     measure = "score" if all("eval/score" in run.scalars for run in runs) else "return"
@@ -715,7 +710,8 @@ def report_task(
     blocks, advice = [("h2", task)], {"on": task}
     if measure == "score":
         kept = [row for row in rows if row["solved"] == 1 and row["worst kept"] >= KEPT]
-        names, others = [row["algorithm"] for row in kept], [row["algorithm"] for row in rows if row not in kept]
+        names = [row["algorithm"] for row in kept]
+        others = [name for name in (row["algorithm"] for row in rows) if name not in names]
         advice[f"fewest steps to a kept {KEPT}"] = verdict(rows, f"steps to {KEPT}", min)
         advice["ends best"] = verdict(rows, "final score", max)
         few = f"all but {', '.join(others)}" if len(others) < len(names) else ", ".join(names) or "none"
@@ -857,11 +853,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def suits(row: str, task: str) -> bool:
-    """The variants of transfer.py run on tasks of its family alone, the others elsewhere; UVFA's input is no map."""
-    return row.startswith("transfer-") == (task in FAMILIES["transfer"]) and (row, task) != (
-        "transfer-uvfa",
-        "map-changed",
-    )
+    """The variants of transfer.py run on tasks of its family alone, the others elsewhere; UVFA sees goals, not maps."""
+    suited = row.startswith("transfer-") == (task in FAMILIES["transfer"])
+    return suited and (row, task) != ("transfer-uvfa", "map-changed")
 
 
 def task_of(flags: str) -> str:
@@ -888,13 +882,15 @@ def missing(args: Args, runs: list[Run]) -> dict[str, list[str]]:
     return jobs
 
 
-def run_here(name: str, command: list[str], log_dir: Path, children: list[Popen]) -> tuple[int, dict[str, bytes]]:
+def run_here(
+    name: str, command: list[str], log_dir: Path, children: list[subprocess.Popen]
+) -> tuple[int, dict[str, bytes]]:
     """Run a script of this folder in a process of its own; returns its exit code, and no file that is not in place."""
     command = [sys.executable, str(HERE / command[0]), *command[1:], "--log-dir", str(log_dir)]
     # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
     options = {"env": os.environ | ONE_THREAD, "process_group": 0, "stdin": DEVNULL, "stderr": STDOUT}
     with open(log_dir / "output" / f"{name}.txt", "wb") as out:
-        children.append(child := Popen(command, stdout=out, **options))
+        children.append(child := subprocess.Popen(command, stdout=out, **options))
     return child.wait(), {}
 
 
@@ -926,12 +922,10 @@ def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
         try:
             futures = {}
             for name, command in jobs.items():
-                sources = {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py") if args.scheduler}
-                work = (
-                    (run_there, name, command, sources)
-                    if sources
-                    else (run_here, name, command, args.log_dir, children)
-                )
+                work = (run_here, name, command, args.log_dir, children)
+                if args.scheduler:
+                    scripts = {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py")}
+                    work = (run_there, name, command, scripts)
                 futures[executor.submit(*work)] = name
             for future in as_completed(futures):
                 name, code, files = futures[future], 0, {}
@@ -967,10 +961,8 @@ def main(args: Args) -> int:
     if args.train and (jobs := missing(args, runs)):
         failures = train(jobs, args)
         chosen = select(runs := read_runs(args.log_dir))
-        failures = (
-            dict.fromkeys(missing(args, runs), "it ended without a complete, sound log of the usual settings")
-            | failures
-        )
+        said = "it ended without a complete, sound log of the usual settings"
+        failures = dict.fromkeys(missing(args, runs), said) | failures
     if not runs and not failures:
         print(f"--log-dir {args.log_dir} holds no run; python evaluate.py --train makes some", file=sys.stderr)
         return 2

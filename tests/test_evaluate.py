@@ -292,6 +292,19 @@ def test_the_usual_settings_are_those_of_most_seeds_then_the_newer_ones():
     assert chosen((2, 1, 20), (2, 2, 21), (1, 1, 10), (1, 2, 11)) == [(2, 1), (2, 2)]
 
 
+def test_what_a_log_lacks_is_a_dash_at_a_glance():
+    steps, costs = evaluate.glance([run.record() for run in runs_of("a", {1: 1.0, 2: 0.0})])
+    assert steps == [{"algorithm": "a", "empty 8": "never (1/2)"}]
+    assert costs[0] | {"peak MB": 0} == {
+        "algorithm": "a",
+        "tasks": 1,
+        "runs solved": "1 of 2",
+        "seconds of a run": "–",
+        "peak MB": 0,
+    }
+    assert evaluate.show(costs[0]["peak MB"]) == "–"
+
+
 def test_the_spread_is_that_of_a_sample():
     assert evaluate.summarise(runs_of("a", {1: 0.5, 2: 0.7}), "score")["spread"] == pytest.approx(0.02**0.5)
     assert np.isnan(evaluate.summarise(runs_of("a", {1: 0.5}), "score")["spread"])  # of one seed nothing is known
@@ -600,7 +613,7 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert steps[0] == ["algorithm", *tasks]  # in the order of the suite, then by name
     assert ["good", "", "400 (3/3)", "400 (3/3)", "", ""] in steps
     assert ["dqn", "", "never (0/3)", "never (0/3)", "", ""] in steps
-    assert ["good", "2", "6 of 6", "5.000", "304"] in costs
+    assert ["good", "2", "6 of 6", "5.0", "304"] in costs
     said = " ".join(parsed.figures)
     for what in ("Performance profile over n seeds", "Horizon study", "Options: how much", "Options: how long",
                  "Transfer: area", "Sample efficiency", "Worst seeds", "Cost: time", "Cost: peak"):  # fmt: skip
@@ -776,18 +789,18 @@ def test_no_run_is_told_in_one_line(tmp_path, capsys):
         ({"algorithms": ("evaluate",)}, "--algorithms must be of .*, got evaluate"),
         ({"scheduler": "host"}, "--scheduler must be like tcp://host:8786, got host"),
         ({"report_dir": Path(__file__)}, "--report-dir must be a folder"),
-        ({"algorithms": ("dqn",), "tasks": ("goal-near",)}, "no run for --algorithms dqn, --tasks goal-near"),
+        ({"algorithms": ("dqn",), "tasks": ("goal-near",)}, "--algorithms and --tasks make no run of dqn, goal-near"),
         (
             {"algorithms": ("dqn", "her"), "tasks": ("empty-5", "goal-far")},
-            "no run for --tasks goal-far: --tasks and --alg",
+            "--algorithms and --tasks make no run of goal-far",
         ),
         (
             {"algorithms": ("dqn", "transfer-uvfa"), "tasks": ("map-changed", "empty-5")},
-            "no run for --algorithms transfer-u",
+            "make no run of transfer-uvfa, map-changed: they",
         ),
         (
             {"algorithms": ("transfer-frozen",), "tasks": ("empty-8",)},
-            "no run for --algorithms transfer-frozen, --tasks",
+            "make no run of transfer-frozen, empty-8",
         ),
     ],
 )
@@ -808,7 +821,10 @@ def test_from_the_shell_a_bad_flag_is_an_error_box_and_torch_is_not_imported(tmp
     code = "import sys, evaluate, tyro; assert 'torch' not in sys.modules; evaluate.main(tyro.cli(evaluate.Args))"
     for flags, said in (
         (("--jobs", "0"), "--jobs must be between 1 and 1000, got 0"),
-        (("--train", "--algorithms", "dqn", "--tasks", "goal-near"), "no run for --algorithms dqn, --tasks goal-near"),
+        (
+            ("--train", "--algorithms", "dqn", "--tasks", "goal-near"),
+            "--algorithms and --tasks make no run of dqn, goal-near",
+        ),
     ):
         command = [sys.executable, "-c", code, *flags]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -40,7 +40,7 @@ def test_the_table_of_any_seeds_and_tasks(tmp_path):
         "e,dqn,maze 15,complete,,1.0,500,0.985,40,300",
         "f,dqn,empty 8,complete,,1.0,1200,1.0,10,300",
         "g,dqn,empty 8,partial,cut,0.0,inf,0.0,10,900",
-        "h,odd,empty 8,complete,,1.0,100,0.99,1,1",
+        "h,odd,empty 8,complete,,1.0,100,0.99,1,100",
     ]
     (tmp_path / "runs.csv").write_text("\n".join([head, *runs]) + "\n")
     readme = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
@@ -55,7 +55,7 @@ def test_the_table_of_any_seeds_and_tasks(tmp_path):
     assert costs.splitlines()[2:] == [
         "| dqn | 2 | 1 of 4 | 10 to 20 | 300 |",
         "| her | 1 | 2 of 2 | 8.1 | 500 |",
-        "| odd | 1 | 1 of 1 | 1.0 | 1 |",
+        "| odd | 1 | 1 of 1 | 1.0 | 100 |",
     ]
 
 
