@@ -414,11 +414,8 @@ def select(runs: list[Run]) -> list[Run]:
     chosen = []
     for same in group((run for run in runs if run.state == "complete"), lambda run: (run.task, run.algorithm)).values():
         settings = {name: None for run in same for name in run.args if name not in FREE}  # total_timesteps among them
-        variants = group(same, lambda run, names=settings: repr([run.args.get(name) for name in names]))
-        usual = max(
-            variants.values(),
-            key=lambda runs: (len(seeds_of(runs)), runs[0].args["total_timesteps"], max(map(made_at, runs))),
-        )
+        variants = group(same, lambda run, names=settings: repr([run.args.get(name) for name in names])).values()
+        usual = max(variants, key=lambda x: (len(seeds_of(x)), x[0].args["total_timesteps"], max(map(made_at, x))))
         for run in (run for run in same if run not in usual):
             differ = [name for name in settings if run.args.get(name) != usual[0].args.get(name)]
             run.state = "other budget" if "total_timesteps" in differ else "other settings"
@@ -560,6 +557,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")  # 
 INTERVAL = re.compile(r"(?<=\d) to (?=[\d,.-]+\)|never\))")  # is not broken at the end of a line
 INK, CARD = "#010203", "#fefdfc"  # text and ground of a figure; the page puts its own in their place
 STYLE = {"text.parse_math": False, "svg.hashsalt": "", "svg.fonttype": "none", "font.size": 11, "axes.facecolor": CARD}
+STYLE |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9)
 STYLE |= dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 DOTS = "Dots: n seeds; bar: 95 % interval of their median."
 # Figures of a task with a dot for each seed: column or tag, label and scale of the axis, what they show.
@@ -628,7 +626,7 @@ def drawing(path: Path, height: float, **labels: Any) -> Iterator[Any]:
         figure = matplotlib.figure.Figure((5, height), layout="constrained", facecolor=CARD)
         yield (axes := figure.subplots(subplot_kw=labels))
         if axes.get_xscale() == "log":
-            (low, high), of = axes.get_xlim(), matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+            (low, high), of = axes.get_xlim(), matplotlib.ticker.LogLocator(subs=(1, 3))
             axes.xaxis.set(major_locator=of if high < 100 * low else matplotlib.ticker.LogLocator())
             axes.xaxis.set_major_formatter("{x:,g}")
             axes.xaxis.set_minor_formatter("")
@@ -652,8 +650,8 @@ def draw_lines(paths: Iterator[Path], lines: list[Line], said: str, **labels: An
                     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                 else:
                     axes.plot(x, value, color="#8886", linewidth=0.8, zorder=1)
-            if "xscale" not in labels:
-                axes.set_xticks(x[:: -(-len(x) // 10)])
+            if len(x) < 10 and "xscale" not in labels:
+                axes.set_xticks(x)
             if labels["ylabel"] == "eval/score":
                 axes.secondary_yaxis("right").set_yticks([0, 1], ["random", "optimal"])
                 axes.hlines([0, 1], *axes.get_xlim(), color=INK, linewidth=0.8, linestyle=":")
@@ -675,7 +673,7 @@ def draw_seeds(path: Path, rows: list[tuple[int, str, np.ndarray]], **labels: An
             axes.annotate("never", (never, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=9)
         if labels["xscale"] == "linear":
             axes.set_xlim(min(*every, 0) - max(*every, 1) / 20, 1.05 * max(*every, 1))
-        axes.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=9)
+        axes.set_yticks(range(len(rows)), [name for _, name, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
     return path
 
@@ -831,7 +829,7 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
     if failures:
         rows = [{"run": name, "what happened": what} for name, what in failures.items()]
         blocks += [("h2", "Runs that failed"), ("table", rows)]
-    words = [{"word": word, "meaning": meaning} for word, meaning in WORDS.items()]
+    words = [{"word": word, "means": meaning} for word, meaning in WORDS.items()]
     blocks += [("h2", "What the words mean"), ("table", words)]
     records = [run.record() for run in runs]
     if left_out := [dict(list(record.items())[:5]) for record in records if record["state"] != "complete"]:

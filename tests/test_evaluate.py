@@ -244,6 +244,8 @@ def test_a_run_that_was_stopped_sooner_than_the_best_got_there_is_not_behind_it(
     assert said == "a 2,000 (1,000 to 3,000) is ahead. Not compared: b (never in its 2,500 steps)."
     assert "is ahead." in evaluate.verdict([best, short | {"budget": 3000}], "x", min)
     assert evaluate.verdict([best, short], "x", min).startswith("nothing can be said")
+    perhaps = row("a", 10, 2000, 1000, np.inf, budget=9000)
+    assert "no clear winner: a 2,000 (1,000 to never); b never." in evaluate.verdict([perhaps, short], "x", min)
 
 
 def test_alike_intervals_are_said_once():
@@ -1009,9 +1011,19 @@ MUTANTS = [
     ('"losses/", "system/"', '"system/"', "unsound_runs"),
     ('EOFError(f"ends inside', 'ValueError(f"ends inside', "cut_file"),
     ('int("0" + re.search("[0-9]*$", run.folder)[0])', "run.folder", "every_kind_of_fault"),
-    ("if level[1:] else f", "if not level else f", "verdict"),
+    ("        if level[1:]:", "        if not level:", "verdict"),
+    ('row.get("budget", np.inf) < best[name][2] < np.inf', "False", "stopped_sooner"),
+    ("best[name][2] < np.inf", "best[name][2]", "stopped_sooner"),
+    ("if orders > 40", "if orders > 0", "few_seeds"),
+    ('[run for run in of[algorithm] if run.args["seed"] in seeds]', "of[algorithm]", "weigh_the_same"),
+    ("(len(seeds_of(x)), ", "(len(x), ", "usual_settings"),
+    (", max(map(made_at, x)))", ")", "usual_settings"),
+    ("np.where(y.mean(axis=-1) > 0, y.mean(axis=-1), np.nan)", "y.mean(axis=-1)", "share_of_nothing"),
+    ("np.std(final, ddof=1)", "np.std(final)", "spread"),
+    ("suited and (row, task) != ", "suited or (row, task) == ", "every_command"),
+    ("np.float32(record[\"kept_score\"]) >= KEPT", "np.isfinite(record[\"steps_to_kept\"])", "glance"),
     ("+ 1e-3]", "]", "verdict"),
-    ('[row for row in rows if row.get("solved") == 1 and row["worst kept"] >= KEPT]', "rows", "overlapping_intervals"),
+    ('[row for row in rows if row["solved"] == 1 and row["worst kept"] >= KEPT]', "rows", "overlapping_intervals"),
     ("[[html.escape(text) for text in row] for row in cells]", "[[text for text in row] for row in cells]", "hostile"),
     ('in ("complete", "superseded", "other budget")]', 'in STATES or run.state == "complete"]', "counts_as_made"),
     ("(row, label, seed, steps) not in present", "(row, label, seed, None) not in present", "counts_as_made"),
