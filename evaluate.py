@@ -705,7 +705,7 @@ def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths
     measure = "score" if all("eval/score" in run.scalars for run in runs) else "return"
     rows, task = [summarise(members, measure) for members in algorithms.values()], runs[0].task
     rows.sort(key=lambda row: (-row[f"final {measure}"][0], row.get(f"steps to {KEPT}", [0])[0], row["algorithm"]))
-    blocks, advice = [("h2", task)], {"on": task}
+    blocks, advice = [("h2", task)], {"task": task}
     if measure == "score":
         kept = [row for row in rows if row["solved"] == 1 and row["worst kept"] >= KEPT]
         names = [row["algorithm"] for row in kept]
@@ -758,7 +758,7 @@ def report_tasks(name: str, tasks: dict[str, Any], numbers: dict[str, int], path
         lines.append((numbers[algorithm], f"{algorithm[:50]} (n = {n})", thresholds, profile))
     said = "Performance profile over n seeds on each of these tasks; band: its 95 % interval."
     figures = draw_lines(paths, lines, said, xlabel="score", ylabel="share of runs that end above it")
-    return [*blocks, ("figures", figures)], {"on": f"{name}, together", "ends best": verdict(rows, "IQM", max)}
+    return [*blocks, ("figures", figures)], {"task": f"{name}, together", "ends best": verdict(rows, "IQM", max)}
 
 
 def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:

@@ -294,9 +294,12 @@ def test_the_usual_settings_are_those_of_most_seeds_then_the_newer_ones():
     assert chosen((2, 1, 20), (2, 2, 21), (1, 1, 10), (1, 2, 11)) == [(2, 1), (2, 2)]
 
 
-def test_what_a_log_lacks_is_a_dash_at_a_glance():
-    steps, costs = evaluate.glance([run.record() for run in runs_of("a", {1: 1.0, 2: 0.0})])
-    assert steps == [{"algorithm": "a", "empty 8": "never (1/2)"}]
+def test_kept_is_what_the_last_fifth_says_and_what_a_log_lacks_is_a_dash_at_a_glance():
+    runs = runs_of("a", {1: 1.0, 2: 0.0})
+    late = [(100 * (i + 1), float(i == 9)) for i in range(10)]  # there at the last of ten evaluations
+    runs[0].scalars["eval/score"] = np.array(late)
+    steps, costs = evaluate.glance([run.record() for run in (*runs, *runs_of("b", {1: 1.0, 2: 0.0}))])
+    assert [row["empty 8"] for row in steps] == ["never (0/2)", "never (1/2)"]
     assert costs[0] | {"peak MB": 0} == {
         "algorithm": "a",
         "tasks": 1,
@@ -512,7 +515,7 @@ def test_overlapping_intervals_have_no_winner_and_separate_ones_have(tmp_path):
     _, page, _, summary = report(tmp_path / "logs", tmp_path)
     parsed = Page(page)
     advice = [
-        "on",
+        "task",
         "fewest steps to a kept 0.95",
         "ends best",
         "solve and keep it in every seed",
