@@ -635,11 +635,11 @@ def drawing(path: Path, height: float, **labels: Any) -> Iterator[Any]:
         figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))  # the same twice
 
 
-Line = tuple[int, str, np.ndarray, np.ndarray]  # number of the colour, name, x (T,), and value, low and high (3, T)
+def draw_lines(paths: Iterator[Path], lines: list[tuple], said: str, **labels: Any) -> list[tuple[Path, str]]:
+    """Figures, each of at most seven of the lines with their bands, the others grey; with what they show.
 
-
-def draw_lines(paths: Iterator[Path], lines: list[Line], said: str, **labels: Any) -> list[tuple[Path, str]]:
-    """Figures, each of at most seven of the lines with their bands, the others grey; with what they show."""
+    A line is the number of its colour, its name, x (T,), and value, low and high (3, T).
+    """
     figures = []
     for part in np.array_split(range(len(lines)), -(-len(lines) // 7)):
         with drawing(path := next(paths), 3 + 0.25 * len(part), **labels) as axes:
