@@ -47,8 +47,8 @@ FAMILIES = {
     "simple": {"empty-5": "--grid-size 5", "empty-8": "--grid-size 8"},
     "complex": {"four_rooms-13": "--layout four_rooms --grid-size 13", "key_door-8": "--layout key_door --grid-size 8"},
     "transfer": {
-        "goal-near": "--layout four_rooms --grid-size 13 --source near",
-        "goal-far": "--layout four_rooms --grid-size 13 --source far",
+        "goal-near": "--layout four_rooms --grid-size 13 --max-episode-steps 169 --source near",
+        "goal-far": "--layout four_rooms --grid-size 13 --max-episode-steps 169 --source far",
         "map-changed": "--layout maze --grid-size 11 --source maps",
     },
     "long-horizon": {"maze-15": "--layout maze --grid-size 15", "maze-21": "--layout maze --grid-size 21"},
@@ -57,7 +57,7 @@ FAMILIES = {
 TASKS = {name: flags for family in FAMILIES.values() for name, flags in family.items()}
 STEPS = {"dqn": (10_000, 30_000), "dyna_q": (5_000, 20_000), "model_based": (1_500, 4_000)}
 STEPS |= {"world_model": (1_000, 2_000), "per_aux_dqn": (12_000, 30_000), "transfer": (20_000, 30_000)}
-STEPS |= {"curriculum": (15_000, 20_000), "options_critic": (100_000, 200_000), "feudal": (100_000, 250_000)}
+STEPS |= {"curriculum": (15_000, 20_000), "options_critic": (200_000, 200_000), "feudal": (100_000, 250_000)}
 STEPS |= {"her": (30_000, 90_000)}
 PARTS = {"no-per": "--no-prioritized", "no-auxiliary": "--no-auxiliary", "no-augmentation": "--augmentation none"}
 METHODS = ("scratch", "fine-tune", "frozen", "progressive", "uvfa", "reptile")  # on the tasks of family transfer, alone

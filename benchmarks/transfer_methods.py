@@ -1,6 +1,6 @@
 """Every method of transfer.py and its controls against training from scratch, at equal steps on the target.
 
-Run:   python benchmarks/transfer_methods.py --task "--layout four_rooms" --seeds 10
+Run:   python benchmarks/transfer_methods.py
        trains what results/transfer.json lacks (about 10 seconds of one core a run, uvfa 25), and prints the table.
 
 All runs have 15 000 steps on the target and explore alike there, epsilon falling from 1 over half of them (from 0.3 in
@@ -88,7 +88,9 @@ def table(curves: dict[str, dict[str, list]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="--layout four_rooms", help="flags that name the target")
+    parser.add_argument(
+        "--task", default="--layout four_rooms --max-episode-steps 169", help="flags that name the target"
+    )
     parser.add_argument("--seeds", type=int, default=10, help="runs of each row, with seeds from 1 on")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="what to run")
     args = parser.parse_args()
