@@ -900,7 +900,8 @@ def run_there(name: str, command: list[str], scripts: dict[str, bytes]) -> tuple
         command, options = [sys.executable, *command, "--log-dir", "."], {"env": os.environ | ONE_THREAD, "cwd": folder}
         ended = subprocess.run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **options)
         files = (path for path in Path(folder).glob("*__*/*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        # In a folder for each job: two workers may name theirs alike.
+        files = {f"{name}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in files}
         return ended.returncode, files | {f"output/{name}.txt": ended.stdout}
 
 
@@ -932,7 +933,7 @@ def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
                 except Exception as error:  # of a cluster: it lost its workers, or their packages differ
                     failures[name] = printable(f"{type(error).__name__}: {error}")
                 for file, content in files.items():
-                    (args.log_dir / file).parent.mkdir(exist_ok=True)
+                    (args.log_dir / file).parent.mkdir(parents=True, exist_ok=True)
                     (args.log_dir / file).write_bytes(content)
                 if code:
                     output = (args.log_dir / "output" / f"{name}.txt").read_text(encoding="utf-8", errors="replace")

@@ -900,6 +900,21 @@ def test_train_runs_what_is_missing_and_survives_a_failure(tmp_path, monkeypatch
     assert (tmp_path / "started").read_text().splitlines() == started  # nothing is missing now
 
 
+def test_workers_that_name_their_folders_alike_cost_no_run(tmp_path, monkeypatch):
+    """Runs of one seed on two tasks that start in the same second have one name, each in a folder of its worker."""
+    monkeypatch.setattr(evaluate, "HERE", tmp_path)
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=stub_client))
+    (tmp_path / "gridworld.py").touch()
+    for size in 5, 8:
+        write_run(tmp_path / "template" / str(size), exp_name="fake", seed=1, grid_size=size)
+    copy = f"shutil.copytree({str(tmp_path / 'template')!r} + '/' + size, 'G__fake__1__99')"
+    (tmp_path / "fake.py").write_text(f"import shutil, sys\nsize = sys.argv[sys.argv.index('--grid-size') + 1]\n{copy}")
+    flags = {"train": True, "algorithms": ("fake",), "tasks": ("empty-5", "empty-8"), "seeds": 1}
+    status, *_, summary = report(tmp_path / "logs", tmp_path, **flags, scheduler="tcp://stub:1")
+    assert status == 0
+    assert sorted(row["task"] for row in json.loads(summary)["rows"]) == ["empty 5", "empty 8"]
+
+
 def test_train_reports_when_nothing_came_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "HERE", tmp_path)
     (tmp_path / "fake.py").write_text(
