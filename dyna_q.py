@@ -83,7 +83,7 @@ class Args(gridworld.EnvArgs):
         self.check(learning_rate=(0, 1), gamma=(0, 1), epsilon=(0, 1))
         space = self.make_env().observation_space
         if not isinstance(space, spaces.Discrete) or space.start != 0:
-            kind = space if isinstance(space, spaces.Discrete) else f"{type(space).__name__} (try --observation index)"
+            kind = f"{type(space).__name__} (try --observation index)" if self.observation else space
             raise ValueError(
                 f"--env-id must have discrete observations from 0 on, for a table; {self.env_id} has {kind}"
             )

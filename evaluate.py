@@ -14,6 +14,8 @@ import functools
 import html
 import itertools
 import json
+import math
+import mmap
 import os
 import re
 import signal
@@ -24,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any, Literal
 
 import matplotlib.figure
@@ -45,8 +47,8 @@ FAMILIES = {
     "simple": {"empty-5": "--grid-size 5", "empty-8": "--grid-size 8"},
     "complex": {"four_rooms-13": "--layout four_rooms --grid-size 13", "key_door-8": "--layout key_door --grid-size 8"},
     "transfer": {
-        "goal-near": "--layout four_rooms --grid-size 13 --source near",
-        "goal-far": "--layout four_rooms --grid-size 13 --source far",
+        "goal-near": "--layout four_rooms --grid-size 13 --max-episode-steps 169 --source near",
+        "goal-far": "--layout four_rooms --grid-size 13 --max-episode-steps 169 --source far",
         "map-changed": "--layout maze --grid-size 11 --source maps",
     },
     "long-horizon": {"maze-15": "--layout maze --grid-size 15", "maze-21": "--layout maze --grid-size 21"},
@@ -55,7 +57,7 @@ FAMILIES = {
 TASKS = {name: flags for family in FAMILIES.values() for name, flags in family.items()}
 STEPS = {"dqn": (10_000, 30_000), "dyna_q": (5_000, 20_000), "model_based": (1_500, 4_000)}
 STEPS |= {"world_model": (1_000, 2_000), "per_aux_dqn": (12_000, 30_000), "transfer": (20_000, 30_000)}
-STEPS |= {"curriculum": (15_000, 20_000), "options_critic": (100_000, 200_000), "feudal": (100_000, 250_000)}
+STEPS |= {"curriculum": (15_000, 20_000), "options_critic": (200_000, 200_000), "feudal": (100_000, 250_000)}
 STEPS |= {"her": (30_000, 90_000)}
 PARTS = {"no-per": "--no-prioritized", "no-auxiliary": "--no-auxiliary", "no-augmentation": "--augmentation none"}
 METHODS = ("scratch", "fine-tune", "frozen", "progressive", "uvfa", "reptile")  # on the tasks of family transfer, alone
@@ -100,6 +102,10 @@ class Args:
         for name, known in ("algorithms", rows), ("tasks", set(TASKS)):
             if unknown := sorted(set(getattr(self, name)) - known):
                 raise ValueError(f"--{name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}")
+        pairs = itertools.product(self.algorithms or SUITES[self.suite][1], self.tasks or SUITES[self.suite][0])
+        used = {name for pair in pairs if suits(*pair) for name in pair}
+        if idle := [name for name in (*self.algorithms, *self.tasks) if name not in used]:
+            raise ValueError(f"--algorithms and --tasks make no run of {', '.join(idle)}: they do not suit each other")
         for name in "log_dir", "report_dir":
             if getattr(self, name).is_file():
                 raise ValueError(f"--{name.replace('_', '-')} must be a folder, got the file {getattr(self, name)}")
@@ -146,7 +152,8 @@ def steps_saved(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def ratio_of_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return x.mean(axis=-1) / y.mean(axis=-1)
+    """NaN where the mean of y is not positive: so many times less than nothing says nothing."""
+    return x.mean(axis=-1) / np.where(y.mean(axis=-1) > 0, y.mean(axis=-1), np.nan)
 
 
 def optimality_gap(*samples: np.ndarray) -> np.ndarray:
@@ -218,10 +225,8 @@ class Run:
         return row
 
 
-PIECE, BLOCK = 1024, 2**20  # bytes that a checksum takes in at once; bytes of a file in memory at once
-AFTER = [
-    np.array(CRC_TABLE, np.uint32)
-]  # [n][b]: what a byte b changes in a CRC-32C that takes in n more bytes after it
+PIECE, BLOCK = 1024, 2**20  # bytes that a checksum takes in at once; bytes of records in memory at once
+AFTER = [np.array(CRC_TABLE, np.uint32)]  # [n][b]: what a byte b changes in a CRC-32C that takes in n bytes after it
 while len(AFTER) < 2 * PIECE:
     AFTER.append(AFTER[0][AFTER[-1] & 255] ^ (AFTER[-1] >> 8))
 AFTER = np.concatenate(AFTER)  # at 256 n + b
@@ -251,38 +256,35 @@ def length_after(header: bytes) -> int:
 
 
 def read_records(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Offsets (K,) and data (K, L) uint8 of the sound records of one length in a block of the file; block by block.
+    """Offsets (K,) and data (K, L) uint8 of the sound records of a file, some of one length at a time.
 
-    At the first unsound record it ends with a ValueError, or an EOFError where the file is cut. A record is the length
-    of its data as uint64, the checksum of that as uint32, the data, and their checksum.
+    It ends with a ValueError if there are unsound ones, with an EOFError if the file is cut. A record is the length of
+    its data as uint64, the checksum of that as uint32, the data, and their checksum.
     """
     with open(path, "rb") as file:
-        size, block, at = os.fstat(file.fileno()).st_size, b"", 0  # what is appended from here on is not read
-        while at < size:
-            block += file.read(min(BLOCK, size - at - len(block)))
-            starts, o, faults = {}, 0, [(size, None)]
-            while o < len(block):
-                length = length_after(block[o : o + 12]) if o + 12 <= len(block) else 0
-                if length < 0:
-                    faults.append((at + o, ValueError(f"is damaged at byte {at + o}: wrong checksum of a length")))
-                elif at + o + 16 + length > size:
-                    faults.append((at + o, EOFError(f"ends inside the record at byte {at + o}")))
-                if o + 16 + length > len(block) or length < 0:
-                    break
-                starts.setdefault(length, []).append(o)
-                o += 16 + length
-            found = []
-            for length, offsets in ((length, np.array(offsets)) for length, offsets in starts.items()):
-                rows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(block, np.uint8), length + 4)
-                data, stored = np.split(rows[offsets + 12], [length], axis=1)
-                bad = at + offsets[checksums(data) != stored.copy().view("<u4")[:, 0]]
-                faults += [(x, ValueError(f"is damaged at byte {x}: wrong checksum of a record")) for x in bad[:1]]
-                found.append((at + offsets, data))
-            end, fault = min(faults, key=lambda fault: fault[0])
-            yield from ((offsets[offsets < end], data[offsets < end]) for offsets, data in found)
-            if fault:
-                raise fault
-            block, at = block[o:], at + o
+        size = os.fstat(file.fileno()).st_size  # what is appended from here on is not read
+        view = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    starts, at, fault, unsound = {}, 0, None, []
+    while at < size and not fault:
+        length = length_after(view[at : at + 12]) if at + 12 <= size else size
+        if length < 0:
+            fault = ValueError(f"is damaged at byte {at}: wrong checksum of a length")
+        elif at + 16 + length > size:
+            fault = EOFError(f"ends inside the record at byte {at}")
+        else:
+            starts.setdefault(length, []).append(at)
+        at += 16 + length
+    for length, offsets in starts.items():
+        rows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(view, np.uint8), length + 4)
+        for some in np.array_split(offsets, 1 + len(offsets) * length // BLOCK):
+            data, stored = np.split(rows[some + 12], [length], axis=1)
+            sound = checksums(data) == stored.copy().view("<u4")[:, 0]
+            unsound += some[~sound].tolist()
+            yield some[sound], data[sound]
+    if unsound:
+        fault = ValueError(f"is damaged at byte {min(unsound)}: wrong checksum of a record")
+    if fault:
+        raise fault
 
 
 @functools.lru_cache(10_000)
@@ -396,19 +398,30 @@ def group(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any
     return groups
 
 
+def made_at(run: Run) -> int:
+    return int("0" + re.search("[0-9]*$", run.folder)[0])
+
+
+def seeds_of(runs: list[Run]) -> set[int]:
+    return {run.args["seed"] for run in runs}
+
+
 def select(runs: list[Run]) -> list[Run]:
-    """The complete runs of the usual budget and settings, the newest of each seed; the others' state says why not."""
+    """The complete runs of the usual budget and settings, the newest of each seed; the others' state says why not.
+
+    Usual is what most seeds have; of as many the larger budget, then the newer.
+    """
     chosen = []
     for same in group((run for run in runs if run.state == "complete"), lambda run: (run.task, run.algorithm)).values():
         settings = {name: None for run in same for name in run.args if name not in FREE}  # total_timesteps among them
-        variants = group(same, lambda run, names=settings: repr([run.args.get(name) for name in names]))
-        usual = max(variants.values(), key=lambda runs: (len(runs), runs[0].args["total_timesteps"]))
+        variants = group(same, lambda run, names=settings: repr([run.args.get(name) for name in names])).values()
+        usual = max(variants, key=lambda x: (len(seeds_of(x)), x[0].args["total_timesteps"], max(map(made_at, x))))
         for run in (run for run in same if run not in usual):
             differ = [name for name in settings if run.args.get(name) != usual[0].args.get(name)]
             run.state = "other budget" if "total_timesteps" in differ else "other settings"
             run.reason = printable("unlike most: " + ", ".join(f"{name} {run.args.get(name)}" for name in differ))
         for again in group(usual, lambda run: run.args["seed"]).values():
-            *older, newest = sorted(again, key=lambda run: int("0" + re.search("[0-9]*$", run.folder)[0]))
+            *older, newest = sorted(again, key=made_at)
             chosen.append(newest)
             for run in older:
                 run.state, run.reason = "superseded", f"the same seed was run again: {newest.folder}"
@@ -430,7 +443,10 @@ def summarise(runs: list[Run], measure: str) -> dict[str, Any]:
     row = {"task": runs[0].task, "algorithm": runs[0].algorithm, "n": len(runs)}
     row[f"final {measure}"] = interval(iqm, final)
     if measure == "score":
-        row |= {"spread": np.std(final), "solved": np.mean(np.float32(final) >= SOLVED)}
+        row |= {
+            "spread": np.std(final, ddof=1) if len(final) > 1 else np.nan,
+            "solved": np.mean(np.float32(final) >= SOLVED),
+        }
         row |= {"worst kept": values(runs, "kept_score").min(), "area": interval(iqm, values(runs, "score_area"))}
         row |= {f"steps to {KEPT}": interval(median, to_kept), "got there": int(np.isfinite(to_kept).sum())}
     row |= {"budget": runs[0].args["total_timesteps"], "seconds": interval(median, values(runs, "system/wall_time_s"))}
@@ -454,12 +470,21 @@ def summarise_transfer(algorithms: dict[str, list[Run]]) -> list[dict[str, Any]]
     return sorted(rows, key=lambda row: -row["area"][0])
 
 
-def summarise_tasks(name: str, tasks: list[dict[str, list[Run]]]) -> list[dict[str, Any]]:
-    """Statistics over several tasks, each {algorithm: runs}, of the algorithms that have runs on all of them."""
-    scores = {x: [values(of[x], "eval/score") for of in tasks] for x in sorted(set.intersection(*map(set, tasks)))}
+def scores_together(tasks: list[dict[str, list[Run]]]) -> dict[str, list[np.ndarray]]:
+    """{algorithm: its final scores (n,) on each of the tasks} of those seeds that it has on all of them, if any."""
+    scores = {}
+    for algorithm in sorted(set.intersection(*map(set, tasks))):
+        seeds = set.intersection(*(seeds_of(of[algorithm]) for of in tasks))  # else a task with more seeds weighs more
+        runs = [[run for run in of[algorithm] if run.args["seed"] in seeds] for of in tasks]
+        scores |= {algorithm: [values(of, "eval/score") for of in runs]} if seeds else {}
+    return scores
+
+
+def summarise_tasks(name: str, scores: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """Statistics over several tasks together of {algorithm: its scores (n,) on each of them}."""
     rows, baseline = [], "dqn" if "dqn" in scores else min(scores, default="")
     for algorithm, samples in scores.items():
-        row = {"task": name, "algorithm": algorithm, "n": sum(map(len, samples)), "IQM": interval(iqm, *samples)}
+        row = {"task": name, "algorithm": algorithm, "n": len(samples[0]), "IQM": interval(iqm, *samples)}
         row["optimality gap"] = interval(optimality_gap, *samples)
         row["solved"] = np.mean(np.float32(np.concatenate(samples)) >= SOLVED)
         beats = interval(improvement, *samples, *scores[baseline]) if algorithm != baseline else np.nan
@@ -470,30 +495,69 @@ def summarise_tasks(name: str, tasks: list[dict[str, list[Run]]]) -> list[dict[s
 def show(x: Any) -> str:
     """A text, number or interval [value, low, high] as text."""
     if isinstance(x, list):
-        return show(x[0]) + (f" ({show(x[1])} to {show(x[2])})" if not np.isnan(x[1]) else "")
+        return show(x[0]) + (f" ({show(x[1])} to {show(x[2])})" if x[1] < np.inf else "")
     if isinstance(x, str) or not np.isfinite(x):
         return x if isinstance(x, str) else "–" if np.isnan(x) else "never"
-    return f"{x:,.{0 if isinstance(x, int) or abs(x) >= 100 else 3}f}"
+    return f"{x:,.{0 if isinstance(x, int) or abs(x) >= 100 else 1 if abs(x) >= 10 else 3}f}"
 
 
 def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:
     """What the intervals of row[name] carry: one algorithm apart from the others, by more than 0.001, or no winner."""
-    single = ", ".join(row["algorithm"] for row in rows if np.isnan(row[name][1]))
-    rows = [row for row in rows if not np.isnan(row[name][1])]
+    best = best_of((row for row in rows if not np.isnan(row[name][1])), key=lambda row: row[name][0], default=None)
+    unknown = {}  # {algorithm: why it is not compared}
+    for row in rows:
+        if np.isnan(row[name][1]):
+            unknown[row["algorithm"]] = "one seed"
+        elif row[name][1] == np.inf and row.get("budget", np.inf) < best[name][2] < np.inf:  # stopped too soon to tell
+            unknown[row["algorithm"]] = f"never in its {show(row['budget'])} steps"
+    rows = [row for row in rows if row["algorithm"] not in unknown]
     said = "nothing can be said; a comparison takes two algorithms with two seeds each."
     if len(rows) > 1:
-        best = best_of(rows, key=lambda row: row[name][0])
         level = [row for row in rows if max(row[name][1], best[name][1]) <= min(row[name][2], best[name][2]) + 1e-3]
-        said = "; ".join(f"{row['algorithm']} {show(row[name])}" for row in level)
-        said = f"no clear winner, the intervals overlap: {said}." if level[1:] else f"{said} is ahead of the others."
-    return said + (f" Of {single}, with one seed, nothing can be said." if single and rows else "")
+        alike = group(level, lambda row: show(row[name]))
+        said = [f"{', '.join(row['algorithm'] for row in of)} {text}" for text, of in alike.items()][:3]
+        more = sum(map(len, list(alike.values())[3:]))
+        said = "; ".join(said) + f"; and {more} more" * (more > 0)
+        # That n runs of one are all better than m of another, or all worse, has a chance of 2 / comb(n + m, n).
+        orders = min(math.comb(best["n"] + row["n"], row["n"]) for row in rows if row is not best)
+        if level[1:]:
+            said = f"no clear winner: {said}."
+        else:
+            said += " is ahead." if orders > 40 else " leads, but with so few seeds it may be chance."
+    return said + (f" Not compared: {', '.join(f'{x} ({why})' for x, why in unknown.items())}." if unknown else "")
+
+
+def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Those known first, in their order there, then the others."""
+    return sorted(names, key=lambda name, known=list(known): ([*known, name].index(name), name))
+
+
+def glance(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Two tables of the records of ranked runs, a row for each algorithm: steps on each task, cost over its tasks."""
+    algorithms, steps, costs = group(records, lambda record: record["algorithm"]), [], []
+    tasks = in_order({record["task"] for record in records}, map(task_of, TASKS.values()))
+    for algorithm in in_order(algorithms, ROWS):
+        of = group(algorithms[algorithm], lambda record: record["task"])
+        row = {"algorithm": algorithm} | dict.fromkeys(tasks, "")
+        for task, runs in of.items():
+            kept = sum(np.float32(record["kept_score"]) >= KEPT for record in runs)
+            row[task] = f"{show(np.median([record['steps_to_kept'] for record in runs]))} ({kept}/{len(runs)})"
+        steps.append(row)
+        final, memory = np.float32([(x["eval/score"], x["system/peak_memory_mb"]) for x in algorithms[algorithm]]).T
+        seconds = [np.median([record["system/wall_time_s"] for record in runs]) for runs in of.values()]
+        row = {"algorithm": algorithm, "tasks": len(of), "runs solved": f"{sum(final >= SOLVED)} of {len(final)}"}
+        ends = dict.fromkeys(f"{x:,.{int(x < 10)}f}".replace("nan", "–") for x in (min(seconds), max(seconds)))
+        costs.append(row | {"seconds of a run": " to ".join(ends), "peak MB": float(memory.max())})
+    return steps, costs
 
 
 # ----------------------------------------------------------------------------- report
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")  # Okabe and Ito, for the colour-blind
+INTERVAL = re.compile(r"(?<=\d) to (?=[\d,.-]+\)|never\))")  # is not broken at the end of a line
 INK, CARD = "#010203", "#fefdfc"  # text and ground of a figure; the page puts its own in their place
 STYLE = {"text.parse_math": False, "svg.hashsalt": "", "svg.fonttype": "none", "font.size": 11, "axes.facecolor": CARD}
+STYLE |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9)
 STYLE |= dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 DOTS = "Dots: n seeds; bar: 95 % interval of their median."
 # Figures of a task with a dot for each seed: column or tag, label and scale of the axis, what they show.
@@ -501,34 +565,54 @@ STRIPS = [("steps_to_kept", f"steps to a kept {KEPT}", "log", "Sample efficiency
 STRIPS += [("eval/score", "final score", "linear", "Final performance: score of the last evaluation.")]
 STRIPS += [("kept_score", "lowest late score", "linear", "Worst seeds: the lowest score in the last fifth of a run.")]
 STRIPS += [("eval/length", "steps", "linear", "Steps to the goal: mean length of the last evaluation's episodes.")]
+STRIPS += [("system/wall_time_s", "seconds", "log", "Cost: time of a run.")]
+STRIPS += [("system/peak_memory_mb", "MB", "linear", "Cost: peak memory of a run.")]
 STRIPS += [("transfer/area", "mean score on the target", "linear", "Transfer: area under the target's curve.")]
 STRIPS += [("options/greedy_length", "steps", "log", "Options: how long one is followed.")]
-STRIPS += [("system/wall_time_s", "seconds", "log", "Cost: time of a run.")]
-STRIPS += [("system/peak_memory_mb", "MB", "log", "Cost: peak memory of a run.")]
 # Figures from tags that end in a number: labels of the axes, what they show.
 STUDIES = {"options/greedy_usage": ("option, the most used first", "share of steps", "Options: how much each is used.")}
 STUDIES |= {"horizon/score": ("planning horizon", "score", "Horizon study: planning with the model after training.")}
 BAND = "Interquartile mean over n seeds; band: its 95 % interval."
-DEFINITIONS = f"""Score: 0 is the random policy, 1 the exact optimum. n: seeds. In brackets: 95 % percentile bootstrap
-interval over seeds; of normal samples it holds the true value in 89 % of cases with 5 seeds, in 93 % with 10. Ahead:
-the intervals do not overlap. Final: interquartile mean (IQM) of the last score of the greedy policy. Spread: its
-standard deviation. Solved: share of seeds that end at {SOLVED} or more. Worst kept: lowest score of the worst seed in
-the last fifth of its evaluations. Area: mean score over the run, IQM. Steps to {KEPT}: after these it was never lower,
-median. Got there: seeds that did. Budget: steps of a run. Seconds, steps/s: medians. Peak MB: the highest. Optimality
-gap: mean of what is missing to 1. Ends better: chance that a run ends above one of the other algorithm on the same
-task, equal scores counted half."""
+GLANCE = f"""Steps in the environment after which the score never was below {KEPT} again, median over seeds, those on
+sources and levels counted; in brackets how many of n seeds kept it over the last fifth of their run."""
+COST = "Over all tasks of each; seconds are the median of a run where it is fastest to that where it is slowest."
+WORDS = {
+    "score": "0 is the random policy, 1 the exact optimum",
+    "n": "seeds",
+    "brackets": "95 % percentile bootstrap interval over seeds; of normal samples it holds the true value in 89 % of "
+    "cases with 5 seeds, in 93 % with 10",
+    "is ahead": "its interval overlaps no other, and so many seeds are ordered so by chance in less than 5 % of cases",
+    "final": "interquartile mean (IQM) of the last score of the greedy policy",
+    "spread": "standard deviation of the last score",
+    "solved": f"share of seeds that end at {SOLVED} or more",
+    "worst kept": "lowest score of the worst seed in the last fifth of its evaluations",
+    "area": "mean score over the run, IQM",
+    f"steps to {KEPT}": "after these it was never lower, median",
+    "got there": "seeds that did",
+    "budget": "steps of a run",
+    "seconds, steps/s": "medians, by the clock on the wall: what else ran on the machine counts",
+    "peak MB": "the highest",
+    "optimality gap": "mean of what is missing to 1",
+    "ends better": "chance that a run ends above one of the other algorithm on the same task, half of it if as high",
+}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison of algorithms</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>:root { color-scheme: light dark }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: auto; padding: 1rem; overflow-wrap: break-word }
-p { max-width: 45rem } figure { margin: 0 } svg { width: 100%; height: auto } div { overflow-x: auto; margin: 1rem 0 }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 80rem; margin: auto; padding: 1rem; overflow-wrap: break-word }
+p { max-width: 45rem } nav a { margin-right: 1rem; display: inline-block } a { color: LinkText }
+figure { margin: 0 } svg { width: 100%; height: auto } div { overflow-x: auto; margin: 1rem 0 }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem }
-table { border-collapse: collapse } table, figcaption { font-size: 0.9rem } th { cursor: pointer }
-th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.6rem; text-align: left; white-space: nowrap }
-.text td { white-space: normal; min-width: 5rem }</style>"""
+table { border-collapse: collapse } table, figcaption { font-size: 0.85rem; line-height: 1.4 } th { cursor: pointer }
+th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top }
+td:first-child { position: sticky; left: 0; background: Canvas; white-space: nowrap }
+.text td { white-space: normal; min-width: 7rem }
+@media (max-width: 40rem) { .text thead, .text td:empty { display: none } .text td { display: block; border: 0 }
+.text tr { display: block; border-bottom: 1px solid #8886 } .text td:first-child { font-weight: bold }
+.text td + td::before { content: attr(title) ": " } }
+</style>"""
 SORT = """<script>for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {
   const body = th.closest("table").tBodies[0], sign = th.ariaSort === "ascending" ? -1 : 1
   const value = row => { const text = row.cells[th.cellIndex].textContent, x = parseFloat(text.replaceAll(",", ""))
-    return text === "never" ? Infinity : isNaN(x) ? text : x }
+    return text.startsWith("never") ? Infinity : isNaN(x) ? text : x }
   const order = (x, y) => typeof x === typeof y ? (x > y) - (x < y) : typeof x === "string" ? 1 : -1
   body.append(...[...body.rows].sort((a, b) => sign * order(value(a), value(b))))
   for (const other of th.parentNode.cells) other.ariaSort = null
@@ -542,7 +626,7 @@ def drawing(path: Path, height: float, **labels: Any) -> Iterator[Any]:
         figure = matplotlib.figure.Figure((5, height), layout="constrained", facecolor=CARD)
         yield (axes := figure.subplots(subplot_kw=labels))
         if axes.get_xscale() == "log":
-            (low, high), of = axes.get_xlim(), matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+            (low, high), of = axes.get_xlim(), matplotlib.ticker.LogLocator(subs=(1, 3))
             axes.xaxis.set(major_locator=of if high < 100 * low else matplotlib.ticker.LogLocator())
             axes.xaxis.set_major_formatter("{x:,g}")
             axes.xaxis.set_minor_formatter("")
@@ -551,19 +635,28 @@ def drawing(path: Path, height: float, **labels: Any) -> Iterator[Any]:
         figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))  # the same twice
 
 
-def draw_lines(path: Path, lines: list[tuple[int, str, np.ndarray, np.ndarray]], **labels: Any) -> Path:
-    """Lines with bands: number of the colour, name, x (T,), and value, low and high (3, T) of each."""
-    with drawing(path, 3 + 0.25 * len(lines), **labels) as axes:
-        for number, name, x, (value, low, high) in lines:
-            colour, dashes = COLOURS[number % 6], ("-", "--", ":", "-.")[number // 6 % 4]
-            axes.plot(x, value, dashes, color=colour, label=name, marker="." if len(x) < 10 else "")
-            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        for y, name, side in (
-            ((1, "optimal", "top"), (0, "random", "bottom")) if labels["ylabel"] == "eval/score" else ()
-        ):
-            axes.axhline(y, color=INK, linewidth=0.8, linestyle=":")
-            axes.annotate(name, (1, y), xycoords=("axes fraction", "data"), ha="right", va=side, fontsize=9)
-    return path
+def draw_lines(paths: Iterator[Path], lines: list[tuple], said: str, **labels: Any) -> list[tuple[Path, str]]:
+    """Figures, each of at most seven of the lines with their bands, the others grey; with what they show.
+
+    A line is the number of its colour, its name, x (T,), and value, low and high (3, T).
+    """
+    figures = []
+    for part in np.array_split(range(len(lines)), -(-len(lines) // 7)):
+        with drawing(path := next(paths), 3 + 0.25 * len(part), **labels) as axes:
+            for i, (number, name, x, (value, low, high)) in enumerate(lines):
+                if i in part:
+                    colour, dashes = COLOURS[number % 6], ("-", "--", ":", "-.")[number // 6 % 4]
+                    axes.plot(x, value, dashes, color=colour, label=name, marker="." if len(x) < 10 else "")
+                    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                else:
+                    axes.plot(x, value, color="#8886", linewidth=0.8, zorder=1)
+            if len(x) < 10 and "xscale" not in labels:
+                axes.set_xticks(x)
+            if labels["ylabel"] == "eval/score":
+                axes.secondary_yaxis("right").set_yticks([0, 1], ["random", "optimal"])
+                axes.hlines([0, 1], *axes.get_xlim(), color=INK, linewidth=0.8, linestyle=":")
+        figures.append((path, said + " Grey: the other algorithms." * (len(part) < len(lines))))
+    return figures
 
 
 def draw_seeds(path: Path, rows: list[tuple[int, str, np.ndarray]], **labels: Any) -> Path:
@@ -578,14 +671,11 @@ def draw_seeds(path: Path, rows: list[tuple[int, str, np.ndarray]], **labels: An
         if np.isinf(every).any():
             axes.axvline(never, color=INK, linewidth=0.8, linestyle=":")
             axes.annotate("never", (never, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=9)
+        if labels["xscale"] == "linear":
+            axes.set_xlim(min(*every, 0) - max(*every, 1) / 20, 1.05 * max(*every, 1))
         axes.set_yticks(range(len(rows)), [name for _, name, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
     return path
-
-
-def plain(text: str) -> str:
-    """`text` with what Markdown would take for a command escaped."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
 def curve(runs: list[Run], tag: str) -> tuple[np.ndarray, np.ndarray]:
@@ -606,72 +696,87 @@ def studied(runs: list[Run], tag: str) -> tuple[np.ndarray, np.ndarray] | None:
     return (np.array(x), bootstrap_interval(iqm, y)) if x else None
 
 
-def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths: Iterator[Path]) -> tuple[list, ...]:
-    """Blocks, advice [what counts, task, verdict] and rows of a task."""
+Section = tuple[list[tuple[str, Any]], dict[str, str]]  # blocks of the page, and {what counts: advice}
+
+
+def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths: Iterator[Path]) -> tuple:
+    """Section of a task, and the rows of its table."""
     runs = list(itertools.chain(*algorithms.values()))
     measure = "score" if all("eval/score" in run.scalars for run in runs) else "return"
     rows, task = [summarise(members, measure) for members in algorithms.values()], runs[0].task
     rows.sort(key=lambda row: (-row[f"final {measure}"][0], row.get(f"steps to {KEPT}", [0])[0], row["algorithm"]))
-    blocks, kept = [("h2", task)], [row for row in rows if row.get("solved") == 1 and row["worst kept"] >= KEPT]
-    asked = [(f"final {measure}", rows, f"final {measure}", max)]
+    blocks, advice = [("h2", task)], {"task": task}
     if measure == "score":
-        asked += [(f"fewest steps to a kept {KEPT}", rows, f"steps to {KEPT}", min)]
-        asked += [("least time, where every seed solves and keeps it", kept, "seconds", min)]
+        kept = [row for row in rows if row["solved"] == 1 and row["worst kept"] >= KEPT]
+        names = [row["algorithm"] for row in kept]
+        others = [name for name in (row["algorithm"] for row in rows) if name not in names]
+        advice[f"fewest steps to a kept {KEPT}"] = verdict(rows, f"steps to {KEPT}", min)
+        advice["ends best"] = verdict(rows, "final score", max)
+        few = f"all but {', '.join(others)}" if len(others) < len(names) else ", ".join(names) or "none"
+        advice["solve and keep it in every seed"] = few if others else "all"
+        if len(kept) > 1:
+            advice["least time of these"] = verdict(kept, "seconds", min)
     else:
+        advice["ends best"] = verdict(rows, "final return", max)
         blocks += [("p", "The optimum of this task is not known: the return stands in for the score.")]
-    if few := [f"{row['algorithm']} {row['n']}" for row in rows if row["n"] < 10]:
-        blocks += [("p", f"Warning: fewer than 10 seeds, so rough intervals: {', '.join(few)}.")]
+    if few := group((row for row in rows if row["n"] < 10), lambda row: row["n"]):
+        of = "; ".join(f"{n} of {', '.join(row['algorithm'] for row in members)}" for n, members in few.items())
+        blocks += [("p", f"Warning: fewer than 10 seeds, so rough intervals: {of}.")]
     blocks += [("table", rows)]
     if moved := {name: of for name, of in algorithms.items() if np.isfinite(values(of, "transfer/area")).all()}:
         gains = summarise_transfer(moved)
         blocks += [("p", "What transfer gains, on the steps on the target alone:"), ("table", gains)]
-        asked += [("area under the target's curve", gains, "area", max)]
+        if len(gains) > 1:
+            advice["transfers best: area under the target's curve"] = verdict(gains, "area", max)
     best_first = [(row["algorithm"], algorithms[row["algorithm"]]) for row in rows]
     of = [(numbers[name], f"{name[:50]} (n = {len(members)})", members) for name, members in best_first]
     lines = [(number, name, *curve(members, f"eval/{measure}")) for number, name, members in of]
     labels = {"xlabel": "environment steps", "xscale": "log", "ylabel": f"eval/{measure}"}  # budgets differ by tens
-    figures = [(draw_lines(next(paths), lines, **labels), f"Learning curves of the greedy policy. {BAND}")]
-    for name, xlabel, xscale, said in STRIPS if measure == "score" else STRIPS[-2:]:
+    figures = draw_lines(paths, lines, f"Learning curves of the greedy policy. {BAND}", **labels)
+    for name, xlabel, xscale, said in STRIPS if measure == "score" else STRIPS[1:]:
         dots = [(*label, values(members, name)) for *label, members in of]
         if dots := [(*label, x) for *label, x in dots if not np.isnan(x).any()]:
             figures.append((draw_seeds(next(paths), dots, xlabel=xlabel, xscale=xscale), f"{said} {DOTS}"))
     for tag, (xlabel, ylabel, said) in STUDIES.items():
-        lines = [(number, name, *study) for number, name, members in of if (study := studied(members, tag))]
-        if lines:
-            figures.append((draw_lines(next(paths), lines, xlabel=xlabel, ylabel=ylabel), f"{said} {BAND}"))
-    advice = [[what, task, verdict(them, name, best)] for what, them, name, best in asked if len(them) > 1]
-    return [*blocks, ("figures", figures)], advice, rows
+        if lines := [(number, name, *study) for number, name, members in of if (study := studied(members, tag))]:
+            figures += draw_lines(paths, lines, f"{said} {BAND}", xlabel=xlabel, ylabel=ylabel)
+    return ([*blocks, ("figures", figures)], advice if len(rows) > 1 else {}), rows
 
 
-def report_tasks(name: str, tasks: dict[str, Any], numbers: dict[str, int], paths: Iterator[Path]) -> tuple[list, list]:
-    """Blocks and advice of tasks, {task: {algorithm: runs}}, together; none where no two algorithms have them all."""
-    if len(tasks) < 2 or len(rows := summarise_tasks(name, list(tasks.values()))) < 2:
-        return [], []
-    blocks = [("h2", f"Over tasks: {name}"), ("p", f"These are {'; '.join(tasks)}.")]
-    if absent := sorted({x for of in tasks.values() for x in of} - {row["algorithm"] for row in rows}):
-        blocks += [("p", f"Not on all of them, and so left out here: {', '.join(absent)}.")]
-    lines, thresholds = [], np.linspace(0, 1, 101)
+def report_tasks(name: str, tasks: dict[str, Any], numbers: dict[str, int], paths: Iterator[Path]) -> Section:
+    """Section of tasks, {task: {algorithm: runs}}, together; nothing where no two algorithms have them all."""
+    scores = scores_together(list(tasks.values())) if len(tasks) > 1 else {}
+    if len(scores) < 2:
+        return [], {}
+    rows, thresholds = summarise_tasks(name, scores), np.linspace(0, 1, 101)
+    said = f"These are {'; '.join(tasks)}. n: seeds that an algorithm has on each of them."
+    if absent := sorted({x for of in tasks.values() for x in of} - set(scores)):
+        said += f" Not on all of them, and so left out here: {', '.join(absent)}."
+    blocks, lines = [("h2", f"Together: {name}"), ("p", said), ("table", rows)], []
     for algorithm, n in ((row["algorithm"], row["n"]) for row in rows):
-        samples = [values(of[algorithm], "eval/score") for of in tasks.values()]
-        profile = bootstrap_interval(share_above(thresholds), *samples, draws=400)
+        profile = bootstrap_interval(share_above(thresholds), *scores[algorithm], draws=400)
         lines.append((numbers[algorithm], f"{algorithm[:50]} (n = {n})", thresholds, profile))
-    path = draw_lines(next(paths), lines, xlabel="score", ylabel="share of runs that end above it")
-    said = "Performance profile over the n runs on all these tasks, the band is its 95 % interval."
-    return [*blocks, ("table", rows), ("figures", [(path, said)])], [["final score", name, verdict(rows, "IQM", max)]]
+    said = "Performance profile over n seeds on each of these tasks; band: its 95 % interval."
+    figures = draw_lines(paths, lines, said, xlabel="score", ylabel="share of runs that end above it")
+    return [*blocks, ("figures", figures)], {"task": f"{name}, together", "ends best": verdict(rows, "IQM", max)}
 
 
 def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:
     """Page and Markdown of blocks: h1, h2 or p, text; table, rows; figures, [(SVG file, caption)]. It escapes texts."""
-    page, markdown = [PAGE], []
+    page, markdown, titles = [PAGE], [], [html.escape(content) for kind, content in blocks if kind == "h2"]
+    links = (f"<a href=#section-{i}>{title}</a>" for i, title in enumerate(titles))
+    anchors = (f" id=section-{i}" for i in itertools.count())
     for kind, content in blocks:
         if kind == "table":
             head = [name for name in content[0] if name != "task" or "n" not in content[0]]
-            cells = [head, *([show(row[name]) for name in head] for row in content)]
+            cells = [head, *([show(row.get(name, "")) for name in head] for row in content)]
             cells = [[html.escape(text) for text in row] for row in cells]
-            lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
-            kind = " class=text" * (max(map(len, itertools.chain(*cells))) > 50)  # is wrapped
-            page.append(f"<div><table{kind}><thead><tr>{lines[0].replace('td>', 'th>')}</thead><tbody>")
-            page += [*(f"<tr>{line}</tr>" for line in lines[1:]), "</tbody></table></div>"]
+            kind = " class=text" * (max(map(len, itertools.chain(*cells))) > 50)  # for narrow windows
+            page.append(f"<div><table{kind}><thead><tr>{''.join(f'<th>{cell}</th>' for cell in cells[0])}</tr></thead>")
+            for row in cells[1:]:
+                line = "".join(f'<td title="{name}">{cell}</td>' for name, cell in zip(cells[0], row, strict=True))
+                page.append(f"<tr>{INTERVAL.sub('&nbsp;to&nbsp;', line)}</tr>")
+            page.append("</table></div>")
             lines = [f"| {' | '.join(map(plain, row))} |" for row in cells]
             markdown.append("\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]))
         elif kind == "figures":
@@ -682,9 +787,15 @@ def render(blocks: list[tuple[str, Any]]) -> dict[str, str]:
                 markdown.append(f"![{said}]({path.name})")
             page.append("</div>")
         else:
-            page.append(f"<{kind}>{html.escape(content)}</{kind}>")
+            page.append(f"<{kind}{next(anchors) if kind == 'h2' else ''}>{html.escape(content)}</{kind}>")
+            page += [f"<nav>{' '.join(links)}</nav>"] if kind == "h1" else []
             markdown.append({"h1": "# ", "h2": "## ", "p": ""}[kind] + plain(html.escape(content)))
     return {"index.html": "\n".join([*page, SORT]), "report.md": "\n\n".join(markdown) + "\n"}
+
+
+def plain(text: str) -> str:
+    """`text` with what Markdown would take for a command escaped."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
 def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[str, str]) -> list[dict[str, Any]]:
@@ -693,31 +804,36 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
     for old in args.report_dir.glob("figure-*.svg"):
         old.unlink()
     paths = (args.report_dir / f"figure-{number}.svg" for number in itertools.count())
-    numbers = {name: number for number, name in enumerate(sorted({run.algorithm for run in chosen}))}
+    numbers = {name: number for number, name in enumerate(in_order({run.algorithm for run in chosen}, ROWS))}
     tasks = {task: group(of, lambda run: run.algorithm) for task, of in group(chosen, lambda run: run.task).items()}
-    sections = [report_task(tasks[task], numbers, paths) for task in sorted(tasks)]
-    summary = [row for _, _, rows in sections for row in rows]
+    apart = [report_task(tasks[x], numbers, paths) for x in in_order(tasks, map(task_of, TASKS.values()))]
+    summary = [row for _, rows in apart for row in rows]
     scored = {row["task"]: tasks[row["task"]] for row in summary if "solved" in row}
     families = {name: set(map(task_of, of.values())) for name, of in FAMILIES.items() if name != "other"}
-    groups = {name: sorted(of & set(scored)) for name, of in families.items()}
-    most = sorted(task for task, algorithms in scored.items() if 2 * len(algorithms) >= len(numbers))
+    groups = {name: [task for task in scored if task in of] for name, of in families.items()}
+    most = [task for task, algorithms in scored.items() if 2 * len(algorithms) >= len(numbers)]
     groups = groups if most in groups.values() else {"most tasks": most} | groups
-    over = [report_tasks(name, {task: scored[task] for task in of}, numbers, paths) for name, of in groups.items()]
-    sections = [*((blocks, lines, []) for blocks, lines in over), *sections]
-    titles = ("what counts", "on", "what the intervals say")
-    advice = [dict(zip(titles, line, strict=True)) for _, lines, _ in sections for line in lines]
+    together = [report_tasks(name, {task: scored[task] for task in of}, numbers, paths) for name, of in groups.items()]
+    sections = [*together, *(section for section, _ in apart)]
 
     blocks = [("h1", "Comparison of algorithms")]
     blocks += [("p", f"{len(chosen)} of {len(runs)} runs in {printable(args.log_dir)} are ranked, the rest is listed.")]
-    blocks += [("h2", "Which to choose"), ("table", advice)] if advice else []
-    blocks += [block for found, _, _ in sections for block in found]
+    if advice := [advice for _, advice in (*(section for section, _ in apart), *together) if advice]:
+        head = dict.fromkeys(itertools.chain(*advice), "")
+        blocks += [("h2", "Which to choose"), ("table", [head | said for said in advice])]
+    if scored:
+        steps, costs = glance([run.record() for run in chosen if run.task in scored])
+        blocks += [("h2", "At a glance"), ("p", GLANCE.replace("\n", " ")), ("table", steps)]
+        blocks += [("p", COST), ("table", costs)]
+    blocks += [block for found, _ in sections for block in found]
     if failures:
         rows = [{"run": name, "what happened": what} for name, what in failures.items()]
         blocks += [("h2", "Runs that failed"), ("table", rows)]
+    words = [{"word": word, "means": meaning} for word, meaning in WORDS.items()]
+    blocks += [("h2", "What the words mean"), ("table", words)]
     records = [run.record() for run in runs]
     if left_out := [dict(list(record.items())[:5]) for record in records if record["state"] != "complete"]:
         blocks += [("h2", "Runs left out"), ("table", left_out)]
-    blocks += [("h2", "What the words mean"), ("p", DEFINITIONS.replace("\n", " "))]
     data = json.dumps({"rows": summary, "runs": records, "failures": failures})
     data = json.loads(data, parse_constant=lambda _: None)  # JSON has no NaN and no inf
     for name, text in (render(blocks) | {"summary.json": json.dumps(data, indent=1)}).items():
@@ -732,6 +848,12 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
 # ----------------------------------------------------------------------------- training
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def suits(row: str, task: str) -> bool:
+    """The variants of transfer.py run on tasks of its family alone, the others elsewhere; UVFA sees goals, not maps."""
+    suited = row.startswith("transfer-") == (task in FAMILIES["transfer"])
+    return suited and (row, task) != ("transfer-uvfa", "map-changed")
 
 
 def task_of(flags: str) -> str:
@@ -751,22 +873,22 @@ def missing(args: Args, runs: list[Run]) -> dict[str, list[str]]:
         if row == "transfer-scratch":
             steps //= 2  # as many as the others have on the target
         label = task_of(TASKS[task])
-        suits = row.startswith("transfer-") == (task in FAMILIES["transfer"])
-        suits &= (row, task) != ("transfer-uvfa", "map-changed")  # its input is a goal, not a map
-        if suits and (row, label, seed, steps) not in present:
+        if suits(row, task) and (row, label, seed, steps) not in present:
             command = [f"{script}.py", *TASKS[task].split(), *ROWS.get(row, "").split(), "--seed", str(seed)]
             budget = ["--total-timesteps", str(steps)] if steps else []
             jobs[f"{row}__{task}__{seed}"] = [*command, *budget, "--exp-name", row]
     return jobs
 
 
-def run_here(name: str, command: list[str], log_dir: Path, children: list[Popen]) -> tuple[int, dict[str, bytes]]:
+def run_here(
+    name: str, command: list[str], log_dir: Path, children: list[subprocess.Popen]
+) -> tuple[int, dict[str, bytes]]:
     """Run a script of this folder in a process of its own; returns its exit code, and no file that is not in place."""
     command = [sys.executable, str(HERE / command[0]), *command[1:], "--log-dir", str(log_dir)]
     # In a group of its own: Ctrl-C reaches a child once, as the SIGTERM below, and it closes its log.
     options = {"env": os.environ | ONE_THREAD, "process_group": 0, "stdin": DEVNULL, "stderr": STDOUT}
     with open(log_dir / "output" / f"{name}.txt", "wb") as out:
-        children.append(child := Popen(command, stdout=out, **options))
+        children.append(child := subprocess.Popen(command, stdout=out, **options))
     return child.wait(), {}
 
 
@@ -778,7 +900,8 @@ def run_there(name: str, command: list[str], scripts: dict[str, bytes]) -> tuple
         command, options = [sys.executable, *command, "--log-dir", "."], {"env": os.environ | ONE_THREAD, "cwd": folder}
         ended = subprocess.run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, **options)
         files = (path for path in Path(folder).glob("*__*/*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        # In a folder for each job: two workers may name theirs alike.
+        files = {f"{name}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in files}
         return ended.returncode, files | {f"output/{name}.txt": ended.stdout}
 
 
@@ -798,12 +921,10 @@ def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
         try:
             futures = {}
             for name, command in jobs.items():
-                sources = {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py") if args.scheduler}
-                work = (
-                    (run_there, name, command, sources)
-                    if sources
-                    else (run_here, name, command, args.log_dir, children)
-                )
+                work = (run_here, name, command, args.log_dir, children)
+                if args.scheduler:
+                    scripts = {file: (HERE / file).read_bytes() for file in (command[0], "gridworld.py")}
+                    work = (run_there, name, command, scripts)
                 futures[executor.submit(*work)] = name
             for future in as_completed(futures):
                 name, code, files = futures[future], 0, {}
@@ -812,7 +933,7 @@ def train(jobs: dict[str, list[str]], args: Args) -> dict[str, str]:
                 except Exception as error:  # of a cluster: it lost its workers, or their packages differ
                     failures[name] = printable(f"{type(error).__name__}: {error}")
                 for file, content in files.items():
-                    (args.log_dir / file).parent.mkdir(exist_ok=True)
+                    (args.log_dir / file).parent.mkdir(parents=True, exist_ok=True)
                     (args.log_dir / file).write_bytes(content)
                 if code:
                     output = (args.log_dir / "output" / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
@@ -839,7 +960,8 @@ def main(args: Args) -> int:
     if args.train and (jobs := missing(args, runs)):
         failures = train(jobs, args)
         chosen = select(runs := read_runs(args.log_dir))
-        failures = dict.fromkeys(missing(args, runs), "it ended without a complete, sound log") | failures
+        said = "it ended without a complete, sound log of the usual settings"
+        failures = dict.fromkeys(missing(args, runs), said) | failures
     if not runs and not failures:
         print(f"--log-dir {args.log_dir} holds no run; python evaluate.py --train makes some", file=sys.stderr)
         return 2

@@ -400,9 +400,9 @@ class Sources:
         return float(np.mean(scores))
 
     def goal_features(self, cells: np.ndarray) -> Tensor:
-        """exp(-d^2 / 2), d in cells from G goals to each cell, so that neighbours are alike: (G, cells) float."""
+        """exp(-d^2) and exp(-d^2 / 4), d in cells from G goals to each cell: neighbours are alike; (G, 2 cells)."""
         square = np.square(self.grid.cells[cells][:, None] - self.grid.cells).sum(axis=2)
-        return torch.tensor(np.exp(-0.5 * square), dtype=torch.float32)
+        return torch.tensor(np.concatenate([np.exp(-square), np.exp(-square / 4)], axis=1), dtype=torch.float32)
 
     def goals_reached(self, network: UniversalQNetwork) -> tuple[float, float]:
         """The shares of the goals learned and of all others that the greedy policy reaches from the start, exact."""

@@ -7,7 +7,6 @@ Run:   python benchmarks/readme.py
 
 import csv
 import json
-import statistics
 import sys
 from pathlib import Path
 
@@ -17,35 +16,27 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import ablation  # noqa: E402
 import transfer_methods  # noqa: E402
 
+import evaluate  # noqa: E402
+
+NUMBERS = ("kept_score", "steps_to_kept", "eval/score", "system/wall_time_s", "system/peak_memory_mb")
+
 
 def table(path: Path) -> str:
-    """A row for each task and algorithm: what n seeds reached, in the order of the file."""
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    """The two tables of the report with a row for each algorithm: steps on each task, and the cost over its tasks."""
     with open(path, encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["state"] == "complete":
-                groups.setdefault((row["task"], row["algorithm"]), []).append(row)
-    titles = ["task", "algorithm", "seeds solved", "final score, worst", "kept, worst"]
-    titles += ["steps to a kept 0.95, median", "seconds"]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for (task, algorithm), rows in sorted(groups.items()):
-        final, kept, steps, seconds = (
-            [float(row[name]) for row in rows]
-            for name in ("eval/score", "kept_score", "steps_to_kept", "system/wall_time_s")
-        )
-        solved = f"{sum(score >= 0.99 for score in final)} of {len(rows)}"
-        cells = [task, f"`{algorithm}.py`", solved, f"{min(final):.3f}", f"{min(kept):.3f}"]
-        half = statistics.median(steps)
-        cells += [f"{half:,.0f}" if half < float("inf") else "never", f"{statistics.median(seconds):.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows = [row for row in csv.DictReader(file) if row["state"] == "complete"]
+    texts = []
+    for found in evaluate.glance([row | {name: float(row[name]) for name in NUMBERS} for row in rows]):
+        lines = [[*found[0]], ["---"] * len(found[0]), *([evaluate.show(x) for x in row.values()] for row in found)]
+        texts.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return "\n".join(texts)
 
 
 def rewritten(text: str, results: Path) -> str:
     """The README's text with each table between its two marks."""
     tables = {"runs": table(results / "runs.csv"), "ablation": ablation.table(results / "ablation.csv")}
     tables["transfer"] = transfer_methods.table(
-        json.loads((results / "transfer.json").read_text())["--layout four_rooms"]
+        json.loads((results / "transfer.json").read_text())["--layout four_rooms --max-episode-steps 169"]
     )
     for name, rows in tables.items():
         begin, end = f"<!-- {name}: written by benchmarks/readme.py -->\n", f"<!-- end of {name} -->\n"

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import itertools
 import json
+import math
+import os
 import re
 import shutil
 import signal
@@ -202,10 +204,10 @@ def test_coverage_of_the_intervals(n, normal, skewed):
 @pytest.mark.parametrize(
     ("intervals", "said"),
     [
-        ([(0.9, 0.8, 1.0), (0.7, 0.6, 0.79)], "a 0.900 (0.800 to 1.000) is ahead of the others."),
+        ([(0.9, 0.8, 1.0), (0.7, 0.6, 0.79)], "a 0.900 (0.800 to 1.000) is ahead."),
         ([(0.9, 0.8, 1.0), (0.7, 0.6, 0.8)], "no clear winner"),
         ([(1.0, 1.0, 1.0), (0.9999999, 0.9999999, 0.9999999)], "no clear winner"),  # rounding is no difference
-        ([(0.7, 0.6, 0.8), (0.9, 0.85, 1.0), (0.9, 0.7, 1.0)], "intervals overlap: b 0.900 (0.850 to 1.000); c"),
+        ([(0.7, 0.6, 0.8), (0.9, 0.85, 1.0), (0.9, 0.7, 1.0)], "no clear winner: b 0.900 (0.850 to 1.000); c"),
     ],
 )
 def test_verdict_follows_the_intervals(intervals, said):
@@ -213,19 +215,104 @@ def test_verdict_follows_the_intervals(intervals, said):
     assert said in evaluate.verdict(rows, "x", max)
 
 
-def test_verdict_on_steps_and_on_single_seeds():
-    def row(name, n, *x):
-        return {"algorithm": name, "n": n, "x": list(x)}
+def row(name, n, *x, **more):
+    return {"algorithm": name, "n": n, "x": list(x)} | more
 
-    never = row("b", 3, np.inf, np.inf, np.inf)
-    assert evaluate.verdict([row("a", 3, 200, 100, 300), never], "x", min).startswith("a 200 (100 to 300) is ahead")
-    assert "no clear winner" in evaluate.verdict([row("a", 3, 200, 100, np.inf), never], "x", min)
-    assert "no clear winner" in evaluate.verdict([row("a", 3, np.inf, np.inf, np.inf), never], "x", min)
+
+def test_verdict_on_steps_and_on_single_seeds():
+    never = row("b", 4, np.inf, np.inf, np.inf)
+    assert evaluate.verdict([row("a", 4, 200, 100, 300), never], "x", min).startswith("a 200 (100 to 300) is ahead")
+    assert "no clear winner" in evaluate.verdict([row("a", 4, 200, 100, np.inf), never], "x", min)
+    assert "no clear winner" in evaluate.verdict([row("a", 4, np.inf, np.inf, np.inf), never], "x", min)
     one = row("c", 2, 50, np.nan, np.nan)  # of two tasks with a seed each
     assert "nothing can be said" in evaluate.verdict([never, one], "x", min)
-    said = evaluate.verdict([row("a", 3, 200, 100, 300), never, one], "x", min)
-    assert "a 200 (100 to 300) is ahead" in said
-    assert "Of c, with one seed, nothing can be said" in said
+    said = evaluate.verdict([row("a", 4, 200, 100, 300), never, one], "x", min)
+    assert said == "a 200 (100 to 300) is ahead. Not compared: c (one seed)."
+
+
+def test_so_few_seeds_that_their_order_may_be_chance_have_no_winner():
+    for n, m, ahead in (3, 3, False), (4, 4, True), (2, 8, True), (2, 7, False):
+        assert 2 / math.comb(n + m, n) < 0.05 or not ahead
+        said = evaluate.verdict([row("a", n, 200, 100, 300), row("b", m, 500, 400, 600)], "x", min)
+        assert ("is ahead" in said) == ahead, (n, m)
+        assert ("may be chance" in said) != ahead
+
+
+def test_a_run_that_was_stopped_sooner_than_the_best_got_there_is_not_behind_it():
+    best, short = row("a", 10, 2000, 1000, 3000, budget=9000), row("b", 10, *[np.inf] * 3, budget=2500)
+    said = evaluate.verdict([best, row("c", 10, 5000, 4000, 6000, budget=9000), short], "x", min)
+    assert said == "a 2,000 (1,000 to 3,000) is ahead. Not compared: b (never in its 2,500 steps)."
+    assert "is ahead." in evaluate.verdict([best, short | {"budget": 3000}], "x", min)
+    assert evaluate.verdict([best, short], "x", min).startswith("nothing can be said")
+    perhaps = row("a", 10, 2000, 1000, np.inf, budget=9000)
+    assert "no clear winner: a 2,000 (1,000 to never); b never." in evaluate.verdict([perhaps, short], "x", min)
+
+
+def test_alike_intervals_are_said_once():
+    rows = [row("a", 10, 1.0, 1.0, 1.0), row("b", 10, 0.9, 0.8, 1.0), row("c", 10, 1.0, 1.0, 1.0)]
+    said = "no clear winner: a, c 1.000 (1.000 to 1.000); b 0.900 (0.800 to 1.000)."
+    assert evaluate.verdict(rows, "x", max) == said
+
+
+def test_a_share_of_nothing_is_not_a_number():
+    x, y = np.array([0.5, 0.7]), np.array([0.4, -0.1])
+    assert evaluate.ratio_of_means(x, y) == pytest.approx(4)
+    assert np.isnan(evaluate.ratio_of_means(x, -y))
+
+
+def runs_of(algorithm, scores, task="empty 8", **args):
+    """Runs of {seed: final score} as they are read."""
+    return [
+        evaluate.Run(f"x__{seed}", {"eval/score": np.array([[500, score]])},
+                     {"seed": seed, "total_timesteps": 500} | args, algorithm, task)
+        for seed, score in scores.items()
+    ]  # fmt: skip
+
+
+def test_tasks_weigh_the_same_whatever_seeds_are_missing():
+    easy = {"a": runs_of("a", dict.fromkeys(range(1, 9), 1.0)), "b": runs_of("b", {1: 0.5}), "c": runs_of("c", {1: 1})}
+    hard = {"a": runs_of("a", {2: 0.0, 3: 0.0, 9: 0.4}), "b": runs_of("b", {2: 0.5})}
+    scores = evaluate.scores_together([easy, hard])
+    assert [x.tolist() for x in scores.pop("a")] == [[1, 1], [0, 0]]  # seeds 2 and 3
+    assert scores == {}  # b has no seed on both, c no run on one
+    row, other = evaluate.summarise_tasks("both", {"a": [np.array([1, 1]), np.array([0, 0])], "b": [np.ones(2)] * 2})[
+        ::-1
+    ]
+    assert (row["algorithm"], row["n"], row["IQM"][0]) == ("a", 2, 0.5)
+    assert other["ends better than a"][0] == 0.75
+
+
+def test_the_usual_settings_are_those_of_most_seeds_then_the_newer_ones():
+    def chosen(*variants):
+        runs = [
+            evaluate.Run(f"x__{at}", {}, {"seed": seed, "total_timesteps": 5, "lr": lr}) for lr, seed, at in variants
+        ]
+        return [(run.args["lr"], run.args["seed"]) for run in evaluate.select(runs)]
+
+    assert chosen((1, 1, 10), (1, 1, 11), (1, 1, 12), (2, 1, 10), (2, 2, 10)) == [(2, 1), (2, 2)]
+    assert chosen((1, 1, 10), (1, 2, 11), (2, 1, 20), (2, 2, 21)) == [(2, 1), (2, 2)]
+    assert chosen((2, 1, 20), (2, 2, 21), (1, 1, 10), (1, 2, 11)) == [(2, 1), (2, 2)]
+
+
+def test_kept_is_what_the_last_fifth_says_and_what_a_log_lacks_is_a_dash_at_a_glance():
+    runs = runs_of("a", {1: 1.0, 2: 0.0})
+    late = [(100 * (i + 1), float(i == 9)) for i in range(10)]  # there at the last of ten evaluations
+    runs[0].scalars["eval/score"] = np.array(late)
+    steps, costs = evaluate.glance([run.record() for run in (*runs, *runs_of("b", {1: 1.0, 2: 0.0}))])
+    assert [row["empty 8"] for row in steps] == ["never (0/2)", "never (1/2)"]
+    assert costs[0] | {"peak MB": 0} == {
+        "algorithm": "a",
+        "tasks": 1,
+        "runs solved": "1 of 2",
+        "seconds of a run": "–",
+        "peak MB": 0,
+    }
+    assert evaluate.show(costs[0]["peak MB"]) == "–"
+
+
+def test_the_spread_is_that_of_a_sample():
+    assert evaluate.summarise(runs_of("a", {1: 0.5, 2: 0.7}), "score")["spread"] == pytest.approx(0.02**0.5)
+    assert np.isnan(evaluate.summarise(runs_of("a", {1: 0.5}), "score")["spread"])  # of one seed nothing is known
 
 
 # ----------------------------------------------------------------------------- reading
@@ -284,7 +371,7 @@ def test_checksums_are_those_of_tensorboard(length):
     assert evaluate.checksums(rows).tolist() == [masked_crc32c(row.tobytes()) for row in rows]
 
 
-@pytest.mark.parametrize("block", [1, 100, 2**20])
+@pytest.mark.parametrize("block", [1, 1000, 2**20])
 def test_every_event_is_read_as_tensorboard_reads_it(tmp_path, monkeypatch, block):
     """Steps of one to six bytes in a varint, tags of one length, several scalars in an event, texts, a picture."""
     monkeypatch.setattr(evaluate, "BLOCK", block)
@@ -379,7 +466,7 @@ def test_every_kind_of_fault_is_listed_and_only_sound_runs_are_ranked(tmp_path, 
         assert (row["n"], row["final score"], row["got there"]) == (5, [1.0, 1.0, 1.0], 5)
     assert {run["folder"]: run["state"] for run in summary["runs"] if run["state"] != "complete"} == states
     for folder, state in states.items():
-        assert re.search(rf"<td>{folder}</td>.*<td>{state}</td>", page)
+        assert re.search(rf'<td title="folder">{folder}</td>.*<td title="state">{state}</td>', page)
         assert re.search(rf"\| {folder} \|.*\| {state} \|", markdown)
     assert "again__dqn__1__200" in {run["folder"] for run in summary["runs"] if run["state"] == "complete"}
     assert "learning_rate 0.5" in page
@@ -427,13 +514,24 @@ def test_overlapping_intervals_have_no_winner_and_separate_ones_have(tmp_path):
             write_run(tmp_path / "logs" / f"G__{name}__{seed}__1", score, exp_name=name, seed=seed)
     _, page, _, summary = report(tmp_path / "logs", tmp_path)
     parsed = Page(page)
-    final, steps, seconds = (f"{what} {said}" for what, task, said in parsed.tables[0][1:])
-    assert final.startswith("final score no clear winner, the intervals overlap: good 1.000 (1.000 to 1.000); equal 1.")
-    assert "bad" not in final
-    assert steps == "fewest steps to a kept 0.95 good 300 (300 to 300) is ahead of the others."
-    assert seconds.startswith("least time, where every seed solves and keeps it no clear winner")
-    assert "bad" not in seconds  # it is as fast, but solves nothing
-    assert "Warning: fewer than 10 seeds, so rough intervals: good 4, equal 4, bad 4." in page
+    advice = [
+        "task",
+        "fewest steps to a kept 0.95",
+        "ends best",
+        "solve and keep it in every seed",
+        "least time of these",
+    ]
+    assert parsed.tables[0] == [
+        advice,
+        [
+            "empty 8",
+            "good 300 (300 to 300) is ahead.",
+            "no clear winner: good, equal 1.000 (1.000 to 1.000).",
+            "all but bad",
+            "no clear winner: good, equal 5.000 (5.000 to 5.000).",  # bad is as fast, but solves nothing
+        ],
+    ]
+    assert "Warning: fewer than 10 seeds, so rough intervals: 4 of good, equal, bad." in page
     rows = {row["algorithm"]: row for row in json.loads(summary)["rows"]}
     assert list(rows) == ["good", "equal", "bad"]
     assert rows["bad"]["final score"][0] == pytest.approx(0.45)  # of 0.3 0.4 0.5 0.6 the middle two
@@ -488,7 +586,7 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert "Not on all of them, and so left out here: bad." in parsed.text
     rows = {row[0]: row for row in together[1:]}
     assert rows["good"][1:] == [
-        "6",
+        "3",
         "1.000 (1.000 to 1.000)",
         "0.000 (0.000 to 0.000)",
         "1.000",
@@ -498,8 +596,10 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert rows["dqn"][3].startswith("0.200 (")
     assert rows["dqn"][5] == "–"
     assert rows["world"][5].startswith("0.833 (")  # 0.9 against 0.7 0.8 0.9: (1 + 1 + 1 / 2) / 3
-    assert ["final score", "complex", "good 1.000 (1.000 to 1.000) is ahead of the others."] in parsed.tables[0]
-    assert "Over tasks: simple" not in page
+    few = "leads, but with so few seeds it may be chance."
+    advice = {row[0]: dict(zip(parsed.tables[0][0][1:], row[1:], strict=True)) for row in parsed.tables[0][1:]}
+    assert advice["complex, together"]["ends best"] == f"good 1.000 (1.000 to 1.000) {few}"
+    assert "Together: simple" not in page
     gains = tables[
         "algorithm", "n", "zero-shot", "jump start", "area", "target steps to 0.95", "area / scratch", "steps saved"
     ]
@@ -507,18 +607,20 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert rows["transfer-scratch"][2:6] == [
         "0.100 (0.100 to 0.100)",
         "0.400 (0.400 to 0.400)",
-        "never (never to never)",
+        "never",
         "1.000 (1.000 to 1.000)",
     ]
     assert rows["transfer-fine-tune"][3:6] == ["0.720 (0.710 to 0.730)", "200 (100 to 300)", "1.800 (1.775 to 1.825)"]
-    transfer = [
-        "area under the target's curve",
-        "key_door 8, source far",
-        "transfer-fine-tune 0.720 (0.710 to 0.730) is ahead of the others.",
-    ]
-    assert transfer in parsed.tables[0]
+    best = advice["key_door 8, source far"]["transfers best: area under the target's curve"]
+    assert best == f"transfer-fine-tune 0.720 (0.710 to 0.730) {few}"
+    steps, costs = parsed.tables[1:3]
+    tasks = ["empty 8", "four_rooms 13", "key_door 8", "four_rooms 13, source far", "key_door 8, source far"]
+    assert steps[0] == ["algorithm", *tasks]  # in the order of the suite, then by name
+    assert ["good", "", "400 (3/3)", "400 (3/3)", "", ""] in steps
+    assert ["dqn", "", "never (0/3)", "never (0/3)", "", ""] in steps
+    assert ["good", "2", "6 of 6", "5.0", "304"] in costs
     said = " ".join(parsed.figures)
-    for what in ("Performance profile over the n runs", "Horizon study", "Options: how much", "Options: how long",
+    for what in ("Performance profile over n seeds", "Horizon study", "Options: how much", "Options: how long",
                  "Transfer: area", "Sample efficiency", "Worst seeds", "Cost: time", "Cost: peak"):  # fmt: skip
         assert what in said, what
     assert all("(n = " in figure for figure in parsed.figures)
@@ -614,6 +716,7 @@ class Page(HTMLParser):
         assert not any(name.startswith("on") for name, _ in attributes)
 
     def handle_data(self, data):
+        data = data.replace("\xa0", " ")
         self.text += data
         tag = self.elements[-1] if self.elements else ""
         if tag in ("th", "td"):
@@ -632,12 +735,14 @@ def test_hostile_names_are_shown_as_text(tmp_path):
     status, page, markdown, summary = report(tmp_path / "logs", tmp_path)
     parsed = Page(page)
     assert status == 0
-    assert not {"img", "b", "i", "a"} & set(parsed.elements)
+    assert not {"img", "b", "i"} & set(parsed.elements)
+    assert parsed.elements.count("a") == parsed.elements.count("h2")  # the table of contents
     assert parsed.elements.count("script") == 1  # the one that sorts tables
     assert "alert" not in evaluate.SORT
     assert page.endswith(evaluate.SORT)
     assert len(parsed.figures) == parsed.elements.count("svg") == 6
     assert all(address.startswith("#") for address in parsed.addresses)  # opens offline
+    assert all(f"id={address[1:]}>" in page for address in parsed.addresses if address.startswith("#section"))
     for name in HOSTILE:
         assert name.replace("\n", "?") in parsed.text
     assert "<script" not in markdown
@@ -689,6 +794,19 @@ def test_no_run_is_told_in_one_line(tmp_path, capsys):
         ({"algorithms": ("evaluate",)}, "--algorithms must be of .*, got evaluate"),
         ({"scheduler": "host"}, "--scheduler must be like tcp://host:8786, got host"),
         ({"report_dir": Path(__file__)}, "--report-dir must be a folder"),
+        ({"algorithms": ("dqn",), "tasks": ("goal-near",)}, "--algorithms and --tasks make no run of dqn, goal-near"),
+        (
+            {"algorithms": ("dqn", "her"), "tasks": ("empty-5", "goal-far")},
+            "--algorithms and --tasks make no run of goal-far",
+        ),
+        (
+            {"algorithms": ("dqn", "transfer-uvfa"), "tasks": ("map-changed", "empty-5")},
+            "make no run of transfer-uvfa, map-changed: they",
+        ),
+        (
+            {"algorithms": ("transfer-frozen",), "tasks": ("empty-8",)},
+            "make no run of transfer-frozen, empty-8",
+        ),
     ],
 )
 def test_bad_flags_are_refused_by_name(flags, said):
@@ -704,12 +822,21 @@ def test_every_flag_is_documented():
 
 
 def test_from_the_shell_a_bad_flag_is_an_error_box_and_torch_is_not_imported(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(evaluate.HERE), "PYTHONDONTWRITEBYTECODE": "1"}
     code = "import sys, evaluate, tyro; assert 'torch' not in sys.modules; evaluate.main(tyro.cli(evaluate.Args))"
-    command = [sys.executable, "-c", code, "--jobs", "0"]
-    done = subprocess.run(command, cwd=evaluate.HERE, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--jobs must be between 1 and 1000, got 0" in done.stderr
-    assert "Traceback" not in done.stderr
+    for flags, said in (
+        (("--jobs", "0"), "--jobs must be between 1 and 1000, got 0"),
+        (
+            ("--train", "--algorithms", "dqn", "--tasks", "goal-near"),
+            "--algorithms and --tasks make no run of dqn, goal-near",
+        ),
+    ):
+        command = [sys.executable, "-c", code, *flags]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 FAKE = """
@@ -773,6 +900,21 @@ def test_train_runs_what_is_missing_and_survives_a_failure(tmp_path, monkeypatch
     assert (tmp_path / "started").read_text().splitlines() == started  # nothing is missing now
 
 
+def test_workers_that_name_their_folders_alike_cost_no_run(tmp_path, monkeypatch):
+    """Runs of one seed on two tasks that start in the same second have one name, each in a folder of its worker."""
+    monkeypatch.setattr(evaluate, "HERE", tmp_path)
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=stub_client))
+    (tmp_path / "gridworld.py").touch()
+    for size in 5, 8:
+        write_run(tmp_path / "template" / str(size), exp_name="fake", seed=1, grid_size=size)
+    copy = f"shutil.copytree({str(tmp_path / 'template')!r} + '/' + size, 'G__fake__1__99')"
+    (tmp_path / "fake.py").write_text(f"import shutil, sys\nsize = sys.argv[sys.argv.index('--grid-size') + 1]\n{copy}")
+    flags = {"train": True, "algorithms": ("fake",), "tasks": ("empty-5", "empty-8"), "seeds": 1}
+    status, *_, summary = report(tmp_path / "logs", tmp_path, **flags, scheduler="tcp://stub:1")
+    assert status == 0
+    assert sorted(row["task"] for row in json.loads(summary)["rows"]) == ["empty 5", "empty 8"]
+
+
 def test_train_reports_when_nothing_came_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "HERE", tmp_path)
     (tmp_path / "fake.py").write_text(
@@ -790,7 +932,8 @@ def test_every_command_of_the_suites_is_accepted_and_logs_the_task_that_is_looke
     assert evaluate.STEPS[script][1] == args.total_timesteps  # the full budget is the default one
     rows = tuple(row for row in evaluate.ROWS if row.split("-")[0] == script)
     for suite, row in itertools.product(evaluate.SUITES, rows):
-        wanted = evaluate.Args(suite=suite, algorithms=(row,), tasks=tuple(evaluate.TASKS), seeds=1, log_dir=tmp_path)
+        tasks = tuple(task for task in evaluate.TASKS if evaluate.suits(row, task))
+        wanted = evaluate.Args(suite=suite, algorithms=(row,), tasks=tasks, seeds=1, log_dir=tmp_path)
         jobs = evaluate.missing(wanted, [])
         assert jobs
         for name, (file, *flags) in jobs.items():
@@ -880,15 +1023,25 @@ MUTANTS = [
     ("y[..., None, :], 3)", "y[..., None, :], 9)", "improvement"),
     ("for x in samples]  # (..., draws, n)", "for x in [np.concatenate(samples, axis=-1)]]", "bootstrap_interval"),
     ("ordered[..., -1 - int(0.025 * draws)]", "ordered[..., -1 - int(0.25 * draws)]", "rliable"),
-    ("offsets[checksums(data) != stored.copy()", "offsets[stored.copy() != stored.copy()", "flipped_byte"),
+    ("sound = checksums(data) == stored.copy()", "sound = stored.copy() == stored.copy()", "flipped_byte"),
     ("kind=\"stable\"), 1:]", "kind=\"stable\")[::-1], 1:]", "every_event"),
     ("table[np.argsort(table[:, 0], kind=\"stable\"), 1:]", "table[:, 1:]", "every_event"),
     ('"losses/", "system/"', '"system/"', "unsound_runs"),
     ('EOFError(f"ends inside', 'ValueError(f"ends inside', "cut_file"),
     ('int("0" + re.search("[0-9]*$", run.folder)[0])', "run.folder", "every_kind_of_fault"),
-    ("if level[1:] else f", "if not level else f", "verdict"),
+    ("        if level[1:]:", "        if not level:", "verdict"),
+    ('row.get("budget", np.inf) < best[name][2] < np.inf', "False", "stopped_sooner"),
+    ("best[name][2] < np.inf", "best[name][2]", "stopped_sooner"),
+    ("if orders > 40", "if orders > 0", "few_seeds"),
+    ('[run for run in of[algorithm] if run.args["seed"] in seeds]', "of[algorithm]", "weigh_the_same"),
+    ("(len(seeds_of(x)), ", "(len(x), ", "usual_settings"),
+    (", max(map(made_at, x)))", ")", "usual_settings"),
+    ("np.where(y.mean(axis=-1) > 0, y.mean(axis=-1), np.nan)", "y.mean(axis=-1)", "share_of_nothing"),
+    ("np.std(final, ddof=1)", "np.std(final)", "spread"),
+    ("suited and (row, task) != ", "suited or (row, task) == ", "every_command"),
+    ("np.float32(record[\"kept_score\"]) >= KEPT", "np.isfinite(record[\"steps_to_kept\"])", "glance"),
     ("+ 1e-3]", "]", "verdict"),
-    ('[row for row in rows if row.get("solved") == 1 and row["worst kept"] >= KEPT]', "rows", "overlapping_intervals"),
+    ('[row for row in rows if row["solved"] == 1 and row["worst kept"] >= KEPT]', "rows", "overlapping_intervals"),
     ("[[html.escape(text) for text in row] for row in cells]", "[[text for text in row] for row in cells]", "hostile"),
     ('in ("complete", "superseded", "other budget")]', 'in STATES or run.state == "complete"]', "counts_as_made"),
     ("(row, label, seed, steps) not in present", "(row, label, seed, None) not in present", "counts_as_made"),

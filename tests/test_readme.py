@@ -29,6 +29,36 @@ def test_numbers_are_those_of_the_results():
     assert readme["rewritten"](README, ROOT / "results") == README
 
 
+def test_the_table_of_any_seeds_and_tasks(tmp_path):
+    """An algorithm that some tasks lack, one seed, and a median that was never reached; runs left out do not count."""
+    head = "folder,algorithm,task,state,reason,kept_score,steps_to_kept,eval/score,system/wall_time_s,system/peak_memory_mb"
+    runs = [
+        "a,her,empty 8,complete,,0.95,3000,1.0,7.25,500.5",
+        "b,her,empty 8,complete,,0.2,5000,1.0,9,400",
+        "c,dqn,maze 15,complete,,0.1,inf,0.1,20,300",
+        "d,dqn,maze 15,complete,,0.1,inf,0.1,20,300",
+        "e,dqn,maze 15,complete,,1.0,500,0.985,40,300",
+        "f,dqn,empty 8,complete,,1.0,1200,1.0,10,300",
+        "g,dqn,empty 8,partial,cut,0.0,inf,0.0,10,900",
+        "h,odd,empty 8,complete,,1.0,100,0.99,1,100",
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join([head, *runs]) + "\n")
+    readme = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
+    steps, costs = readme["table"](tmp_path / "runs.csv").split("\n\n")
+    assert steps.splitlines() == [
+        "| algorithm | empty 8 | maze 15 |",
+        "| --- | --- | --- |",
+        "| dqn | 1,200 (1/1) | never (1/3) |",
+        "| her | 4,000 (1/2) |  |",
+        "| odd | 100 (1/1) |  |",
+    ]
+    assert costs.splitlines()[2:] == [
+        "| dqn | 2 | 1 of 4 | 10 to 20 | 300 |",
+        "| her | 1 | 2 of 2 | 8.1 | 500 |",
+        "| odd | 1 | 1 of 1 | 1.0 | 100 |",
+    ]
+
+
 def test_requirements_pin_torch_first():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert lines[0] == "torch==2.13.0"

@@ -240,8 +240,10 @@ def test_a_quarter_of_the_goals_and_that_of_the_target_are_held_out():
     assert family.grid.goal_cell not in family.goals
     assert (family.goals[:4] == family.pursued).all()
     features = family.goal_features(family.goals)
-    assert (features.argmax(dim=1).numpy() == family.goals).all()
-    assert features.max() == 1.0
+    near, wide = features.numpy().reshape(76, 2, -1).swapaxes(0, 1)
+    assert (near.argmax(axis=1) == family.goals).all()
+    np.testing.assert_allclose(wide, near**0.25, atol=1e-6)
+    assert near.max() == 1.0
 
 
 def test_shares_of_goals_that_are_reached():
@@ -251,7 +253,7 @@ def test_shares_of_goals_that_are_reached():
 
     class Straight(transfer.UniversalQNetwork):
         def forward(self, obs):
-            at, to = obs.argmax(dim=1), self.goals.argmax(dim=1)
+            at, to = obs.argmax(dim=1), self.goals[:, : len(row)].argmax(dim=1)
             down, right = row[to] - row[at, None], col[to] - col[at, None]  # (B, G)
             return torch.stack([-down, right, down, -right], dim=2)
 
@@ -552,13 +554,13 @@ def last(folder, tag):
 
 @pytest.mark.paper
 def test_fine_tuning_needs_features_of_the_sources(tmp_path):
-    """Four rooms, as many steps on the target and the same exploration: area under the curve against scratch.
+    """Four rooms, episodes of at most 13 x 13 steps, as many steps on the target, the same exploration: area to scratch's.
 
-    The control has a random trunk that stays as it is. With seeds 1 to 10 fine-tuning came to 1.08 [0.97, 1.19] of the
-    area of scratch, to 1.12 after fewer steps on the sources: the gain of 1.15 that was hoped for is not there, and is
-    not demanded here. From sources that teach nothing it is 0.61 [0.47, 0.73], which would fail.
+    The control has a random trunk that stays as it is. With seeds 1 to 10 fine-tuning came to 1.19 [1.11, 1.28] of the
+    area of scratch, with seeds 1 to 5 to 1.17. In episodes of up to 676 steps, where chance meets the goal sooner, it is
+    1.08 [0.97, 1.19]; from sources that teach nothing 0.61 [0.47, 0.73] there.
     """
-    areas, common = {}, {"layout": "four_rooms", "log_dir": tmp_path}
+    areas, common = {}, {"layout": "four_rooms", "max_episode_steps": 169, "log_dir": tmp_path}
     control = {"method": "frozen", "source_timesteps": 0, "total_timesteps": 15_000}
     runs = {"scratch": {"method": "scratch", "total_timesteps": 15_000}, "near": {}, "random": control}
     for (name, flags), seed in itertools.product(runs.items(), range(1, 6)):
@@ -566,7 +568,7 @@ def test_fine_tuning_needs_features_of_the_sources(tmp_path):
         areas.setdefault(name, []).append(last(next(tmp_path.glob(f"*__{name}__{seed}__*")), "transfer/area"))
     ratios = {name: transfer.area_ratio(area, areas["scratch"]) for name, area in areas.items()}
     print({name: np.round(area, 3).tolist() for name, area in areas.items()}, ratios)
-    assert ratios["near"][0] >= 1.0
+    assert ratios["near"][0] >= 1.1
     assert ratios["random"][0] <= 0.5
 
 
@@ -574,7 +576,7 @@ def test_fine_tuning_needs_features_of_the_sources(tmp_path):
 def test_universal_values_reach_goals_that_were_held_out(tmp_path, monkeypatch):
     """Schaul et al., 8 x 8: more goals never learned are reached than by chance, which is what exchanged goals give.
 
-    0.59 of them after 30 000 steps, 0.71 after 60 000 (one seed); 0.8 was hoped for and did not come out.
+    Of those held out 0.76 after 30 000 steps (mean of seeds 1 to 10; 0.59 to 0.88), as here, and 0.82 after 60 000.
     """
     networks, shares = [], transfer.Sources.goals_reached
     monkeypatch.setattr(
@@ -589,7 +591,7 @@ def test_universal_values_reach_goals_that_were_held_out(tmp_path, monkeypatch):
     exchanged = shares(family, network)
     print(f"reached: goals learned {learned:.3f}, held out {held_out:.3f}; exchanged {exchanged}")
     assert learned >= 0.95
-    assert held_out >= 0.4
+    assert held_out >= 0.5
     assert max(exchanged) <= 0.2
 
 
