@@ -464,8 +464,9 @@ class Run:
         `policy(obs, start)` maps obs (B, D) float32 to actions (B,); start (B,) bool marks episodes that begin. Episode
         i is seeded 10 000 + i each time, in every script. score = (return - random) / (optimal - random), where known.
         """
-        total, length = np.zeros((2, self.args.eval_episodes))
-        success, start, running = np.full(len(total), np.nan), *np.ones((2, len(total)), bool)
+        n = self.args.eval_episodes
+        total, length, success = np.zeros(n), np.zeros(n), np.full(n, np.nan)
+        start, running = np.ones(n, bool), np.ones(n, bool)
         obs, _ = self.eval_envs.reset(seed=10_000)
         while running.any():
             obs, reward, terminated, truncated, info = self.eval_envs.step(policy(obs, start))

@@ -646,8 +646,6 @@ class EnvArgs:
         self.check(seed=(0, 2**32 - 1), total_timesteps=(1, 1e12), eval_every=(0, 1e12), eval_episodes=(1, 1e5))
         if not re.fullmatch(r"[\w.-]{1,60}", self.exp_name):
             raise ValueError(f"--exp-name must be 1 to 60 letters, digits, '.', '_' and '-', got {self.exp_name!r}")
-        if not self.log_dir.parts:
-            raise ValueError("--log-dir must name a folder, got '' or '.'; the current one has its full path")
         path = self.log_dir.absolute()
         try:
             folder = next(folder for folder in (path, *path.parents) if folder.exists() or folder.is_symlink())
