@@ -476,8 +476,8 @@ def growth() -> Iterator[Row]:
     several += "dqn.train(dqn.Args(log_dir=pathlib.Path(folder), seed=seed, total_timesteps=4_000, eval_every=0))"
     seeds = {n: process("-c", several.format(n)) for n in (1, 2, 4)}
     for n, (taken, memory) in seeds.items():
-        yield f"dqn.py, {n} seeds in one process: CPU seconds with its start", taken, "1", seeds[1][0]
-        yield f"dqn.py, {n} seeds in one process: peak MB", memory, "1", seeds[1][1]
+        yield f"dqn.py, seeds in one process {n}: CPU seconds with its start", taken, "1", seeds[1][0]
+        yield f"dqn.py, seeds in one process {n}: peak MB", memory, "1", seeds[1][1]
 
     envs = {f"{n} x {n}": gridworld.EnvArgs(grid_size=n) for n in (8, 16, 32, 64)}
     envs["a maze of 65 x 65"] = gridworld.EnvArgs(layout="maze", grid_size=65)
