@@ -275,10 +275,11 @@ class GridWorldEnv(gym.Env):
             return cells
         if self.observation == "coords":
             return self.coordinates.take(cells, axis=0)
-        one_hot = np.zeros((*np.shape(cells), len(self.cells)), np.float32)
-        if one_hot.ndim == 1:
+        if isinstance(cells, np.integer):  # the one of a single environment, in half the time
+            one_hot = np.zeros(len(self.cells), np.float32)
             one_hot[cells] = 1.0
         else:
+            one_hot = np.zeros((*np.shape(cells), len(self.cells)), np.float32)
             one_hot.reshape(-1)[np.arange(0, one_hot.size, len(self.cells)) + np.ravel(cells)] = 1.0
         return one_hot
 

@@ -316,8 +316,8 @@ class Run:
         if not np.isfinite(reward).all():
             raise SystemExit(f"the environment's rewards are not finite at step {step}: {reward}; log in {self.folder}")
         if ended.any():
-            self.log({"charts/episodic_return": self.returns[ended].mean()})
-            self.log({"charts/episodic_length": self.lengths[ended].mean()})
+            returns, lengths = self.returns[ended].mean(), self.lengths[ended].mean()
+            self.log({"charts/episodic_return": returns, "charts/episodic_length": lengths})
             self.returns[ended] = self.lengths[ended] = 0
 
     def play(self, policy) -> dict[str, float]:
@@ -354,8 +354,9 @@ class Run:
         self.bar.set_postfix_str(", ".join(f"{name} {mean:.3f}" for name, mean in result.items()), refresh=False)
 
     def log(self, scalars: dict[str, float]) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.writer.file_writer.add_summary(Summary(value=values), self.step)  # half of what add_scalar costs
         for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, self.step)
             if tag.startswith("losses/") and not np.isfinite(value):
                 raise SystemExit(f"{tag} is {value} at step {self.step}: lower --learning-rate; log in {self.folder}")
 

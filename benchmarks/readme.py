@@ -2,7 +2,8 @@
 
 Run:   python benchmarks/readme.py
        results/runs.csv is the results.csv of `python evaluate.py --train --suite full`, the README says of which tasks;
-       ablation.csv and transfer.json are written by ablation.py and transfer_methods.py, beside this file.
+       ablation.csv, transfer.json and speed.csv are written by ablation.py, transfer_methods.py and speed.py, beside
+       this file.
 """
 
 import csv
@@ -32,12 +33,24 @@ def table(path: Path) -> str:
     return "\n".join(texts)
 
 
+def speed_table(path: Path) -> str:
+    """The rates of speed.csv; what a start costs and how things grow stays there."""
+    lines = ["| | here | beside | there | ratio |", "|---" * 5 + "|"]
+    with open(path, encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["what"].endswith("/s"):
+                here, there = (f"{float(row[name]):,.0f}" for name in ("here", "there"))
+                lines.append(f"| {row['what']} | {here} | {row['beside']} | {there} | {row['ratio']} |")
+    return "\n".join(lines) + "\n"
+
+
 def rewritten(text: str, results: Path) -> str:
     """The README's text with each table between its two marks."""
     tables = {"runs": table(results / "runs.csv"), "ablation": ablation.table(results / "ablation.csv")}
     tables["transfer"] = transfer_methods.table(
         json.loads((results / "transfer.json").read_text())["--layout four_rooms --max-episode-steps 169"]
     )
+    tables["speed"] = speed_table(results / "speed.csv")
     for name, rows in tables.items():
         begin, end = f"<!-- {name}: written by benchmarks/readme.py -->\n", f"<!-- end of {name} -->\n"
         before, rest = text.split(begin)

@@ -333,7 +333,7 @@ MUTANTS = [
     ('"final": len(pool) - 1', '"final": 0', "final_takes"),
     ('pool = seen if strategy == "random" else achieved', "pool = achieved", "drawn_uniformly"),
     ('1 if strategy == "final" else k)', "1)", "drawn_uniformly"),
-    ("buffer.add(join(space, obs), action, reward, join(space, last_obs), terminated)", "pass", "are_those_of_the_environment"),
+    ("buffer.add(joined, action, reward, join(space, last_obs), terminated)", "pass", "are_those_of_the_environment"),
     ("join(space, last_obs), terminated)", "join(space, last_obs), ended)", "are_those_of_the_environment"),
     ("if ended[i]:", "if terminated[i]:", "are_not_mixed"),
     ('append((obs["observation"][i]', 'append((obs["observation"][0]', "are_not_mixed"),
