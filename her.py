@@ -321,8 +321,7 @@ class Run:
             if "is_success" in info.get("final_info", {}):
                 success[start & running] = info["final_info"]["is_success"][start & running]
             running &= ~start
-        span = self.optimal - self.random
-        score = (total.mean() - self.random) / span if span > 0 else np.nan
+        score = (total.mean() - self.random) / span if (span := self.optimal - self.random) > 0 else np.nan
         means = {"return": total.mean(), "length": length.mean(), "success": success.mean(), "score": score}
         return {name: float(mean) for name, mean in means.items() if np.isfinite(mean)}
 
@@ -339,9 +338,8 @@ class Run:
         self.bar.set_postfix_str(", ".join(f"{name} {mean:.3f}" for name, mean in result.items()), refresh=False)
 
     def log(self, scalars: dict[str, float]) -> None:
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self.writer.file_writer.add_summary(Summary(value=values), self.step)  # half of what add_scalar costs
         for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, self.step)
             if tag.startswith("losses/") and not np.isfinite(value):
                 raise SystemExit(f"{tag} is {value} at step {self.step}: lower --learning-rate; log in {self.folder}")
 
