@@ -127,6 +127,16 @@ def end_by(number: int, pid: int, moment: float) -> int:
     return end(pid)
 
 
+def whole_run(args, output: Path) -> float:
+    """Seconds that a run of dyna_q computes for."""
+    pid, seconds = start("dyna_q", args, output), 0.0
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        seconds = processor_time(pid)
+        time.sleep(0.001)
+    assert end(pid) == 0
+    return seconds
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_at_random_moments(number, short_args, tmp_path):
     """20 times between the start and the end of a run, its last picture and its model included. The moments are of the
@@ -137,11 +147,7 @@ def test_signals_at_random_moments(number, short_args, tmp_path):
     """
     runs, rng, told = tmp_path / "runs", np.random.default_rng(number), {}
     args = short_args("dyna_q", total_timesteps=1_000, eval_every=50, save_model=True, log_dir=runs / "whole")
-    pid = start("dyna_q", args, tmp_path / "whole")
-    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        lasts = processor_time(pid)
-        time.sleep(0.001)
-    assert end(pid) == 0
+    lasts = min(whole_run(args, tmp_path / "whole") for _ in range(3))  # neighbours slow some of them
     for i in range(20):
         args = dataclasses.replace(args, log_dir=runs / str(i))
         pid = start("dyna_q", args, tmp_path / str(i))

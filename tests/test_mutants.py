@@ -45,7 +45,7 @@ SURVIVORS = [
     ("transfer", '0 if self.method == "scratch" else half', "half", "the number is not asked for where there are no sources"),
     ("dqn", "    random.seed(seed)", "    pass", "nothing here draws from Python's own generator; it is seeded for libraries"),
     ("dqn", "flush_secs=1)", "flush_secs=120)", "TensorBoard writes each record at once, unless TensorFlow is there, too"),
-    ("dqn", "/ span if span > 0 else np.nan", "/ span", "a score that is not finite is left out in any case; this spares a warning"),
+    ("dqn", "/ span if (span := self.optimal - self.random) > 0 else np.nan", "/ (self.optimal - self.random)", "a score that is not finite is left out in any case; this spares a warning"),
     ("feudal", "nn.init.ones_(self.lstm.bias_ih[z : 2 * z])", "pass", "right either way; how fast it learns differs"),
     ("options_critic", "0.01 if small else 2**0.5", "2**0.5", "right either way; how fast it learns differs"),
     ("world_model", "z = z[: args.batch_size // 2]", "z = z[: args.batch_size // 4]", "right either way; how fast it learns differs"),
