@@ -124,9 +124,8 @@ class Args(gridworld.EnvArgs):
             Sources(self)
 
     def source_steps(self) -> int:
-        """Environment steps on the sources."""
-        half = self.total_timesteps // 2 if self.source_timesteps is None else self.source_timesteps
-        return 0 if self.method == "scratch" else half
+        """Environment steps on the sources, which every method but scratch has."""
+        return self.total_timesteps // 2 if self.source_timesteps is None else self.source_timesteps
 
 
 # ----------------------------------------------------------------------------- the maths

@@ -1,4 +1,4 @@
-"""Rewrite the README's tables from what is in results/; with --check, only say whether they are up to date.
+"""Rewrite the README's tables from what is in results/ and how long the files are; with --check, only say if they are up to date.
 
 Run:   python benchmarks/readme.py
        results/runs.csv is the results.csv of `python evaluate.py --train --suite full`, the README says of which tasks;
@@ -8,6 +8,7 @@ Run:   python benchmarks/readme.py
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def speed_table(path: Path) -> str:
 
 
 def rewritten(text: str, results: Path) -> str:
-    """The README's text with each table between its two marks."""
+    """The README's text with each table between its two marks, and the lines that each file has."""
     tables = {"runs": table(results / "runs.csv"), "ablation": ablation.table(results / "ablation.csv")}
     tables["transfer"] = transfer_methods.table(
         json.loads((results / "transfer.json").read_text())["--layout four_rooms --max-episode-steps 169"]
@@ -55,6 +56,9 @@ def rewritten(text: str, results: Path) -> str:
         begin, end = f"<!-- {name}: written by benchmarks/readme.py -->\n", f"<!-- end of {name} -->\n"
         before, rest = text.split(begin)
         text = before + begin + rows + end + rest.split(end)[1]
+    for path in ROOT.glob("*.py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        text = re.sub(rf"(?<=\[{path.name}\]\({path.name}\) \| )\d+", str(lines), text)
     return text
 
 

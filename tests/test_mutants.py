@@ -42,7 +42,6 @@ MUTANTS += [(tests, *row) for tests in OF_ALL for row in importlib.import_module
 
 # Edits that no test notices, and why. They are checked to be in the file as it is.
 SURVIVORS = [
-    ("transfer", '0 if self.method == "scratch" else half', "half", "the number is not asked for where there are no sources"),
     ("dqn", "    random.seed(seed)", "    pass", "nothing here draws from Python's own generator; it is seeded for libraries"),
     ("dqn", "flush_secs=1)", "flush_secs=120)", "TensorBoard writes each record at once, unless TensorFlow is there, too"),
     ("dqn", "/ span if (span := self.optimal - self.random) > 0 else np.nan", "/ (self.optimal - self.random)", "a score that is not finite is left out in any case; this spares a warning"),
