@@ -1,4 +1,4 @@
-"""Rewrite the README's tables from what is in results/ and how long the files are; with --check, only say if they are up to date.
+"""Rewrite the README's tables from results/, and the lines of each file; with --check, only say if they are up to date.
 
 Run:   python benchmarks/readme.py
        results/runs.csv is the results.csv of `python evaluate.py --train --suite full`, the README says of which tasks;
