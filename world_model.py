@@ -5,7 +5,8 @@ Paper: Hafner et al. (2021), Mastering Atari with Discrete World Models (Dreamer
        cross-entropy method: PlaNet, Hafner et al. (2019), arXiv:1811.04551, section 2.
 Run:   python world_model.py --grid-size 8
 Differences from the papers:
-    D1. Observations are whole states, so the latent needs no memory: q(z | o), and no recurrent network.
+    D1. Observations are whole states, so the latent needs no memory: q(z | o), and no recurrent network. A reward then
+        is known by the state it leads to: what only the action costs (Taxi's wrong drop) the model cannot tell.
     D2. Only termination ends an imagined return: a transition cut by the time limit goes on (Pardo et al. 2018).
     D3. Real actions are epsilon-greedy upon the controller's; a random one often repeats the last, to get further.
     D4. The planner (`--controller mpc`) adds the critic's value to the end of its sequences; PlaNet adds none.
