@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import html
 import importlib
 import inspect
@@ -1003,7 +1004,11 @@ def test_an_interrupt_ends_the_runs(tmp_path, number):
         "time.sleep(60)\n"
     )
     command = [sys.executable, "evaluate.py", "--train", "--tasks", "empty-5", "--seeds", "3", "--jobs", "2"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
+    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    heeds = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # also where these tests are told to ignore it
+    with subprocess.Popen(command, preexec_fn=heeds, **options) as child:
         deadline = time.monotonic() + 30
         while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
