@@ -22,7 +22,7 @@ MUTANTS = [(name, name, *row) for name in BROKEN for row in importlib.import_mod
 MUTANTS += [(tests, *row) for tests in OF_ALL for row in importlib.import_module(f"test_{tests}").MUTANTS]
 
 
-# The sixteen defects of the course notebook that this project began with, and what puts them back:
+# Sixteen mistakes that implementations of these algorithms make, and the mutants that make them:
 #  1 a cut by the time limit is an end         `ended`, `start` or `truncated` is stored for `terminated`: all ten scripts
 #  2 no model of ends, greedy on rewards       model_based: alive left out, one step of reward, no terminal value
 #  3 planning from replay, not the model       dyna_q: pairs by visits, the last pair, outcomes forgotten or doubled
