@@ -102,7 +102,7 @@ def mode(logits):
 
 
 def test_dynamics_is_compared_with_the_encoding_of_the_next_observation(sure, monkeypatch):
-    """Defect 4 of the notebook: the KL is between q(z' | o') and p(z' | z, a), z from o; the heads read z'."""
+    """The KL is between q(z' | o') and p(z' | z, a), z from o; the heads read z'."""
     nets, batch = sure
     model, kls, elbos = copy.deepcopy(nets["model"]), [], []
     kl, elbo = world_model.balanced_kl, world_model.elbo_losses
