@@ -498,7 +498,8 @@ def show(x: Any) -> str:
         return show(x[0]) + (f" ({show(x[1])} to {show(x[2])})" if x[1] < np.inf else "")
     if isinstance(x, str) or not np.isfinite(x):
         return x if isinstance(x, str) else "–" if np.isnan(x) else "never"
-    return f"{x:,.{0 if isinstance(x, int) or abs(x) >= 100 else 1 if abs(x) >= 10 else 3}f}"
+    digits = 0 if isinstance(x, int) or abs(x) >= 100 else 1 if abs(x) >= 10 else 3
+    return f"{round(x, digits) + 0.0:,.{digits}f}"  # + 0.0: no minus before a zero
 
 
 def verdict(rows: list[dict[str, Any]], name: str, best_of: Callable) -> str:

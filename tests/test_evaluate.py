@@ -311,6 +311,19 @@ def test_kept_is_what_the_last_fifth_says_and_what_a_log_lacks_is_a_dash_at_a_gl
     assert evaluate.show(costs[0]["peak MB"]) == "–"
 
 
+def test_numbers_are_shown_with_as_many_digits_as_they_need():
+    shown = {
+        0.12345: "0.123",
+        -0.0003: "0.000",
+        12.34: "12.3",
+        12_345.6: "12,346",
+        7: "7",
+        np.inf: "never",
+        np.nan: "–",
+    }
+    assert {x: evaluate.show(x) for x in shown} == shown
+
+
 def test_the_spread_is_that_of_a_sample():
     assert evaluate.summarise(runs_of("a", {1: 0.5, 2: 0.7}), "score")["spread"] == pytest.approx(0.02**0.5)
     assert np.isnan(evaluate.summarise(runs_of("a", {1: 0.5}), "score")["spread"])  # of one seed nothing is known
