@@ -219,6 +219,8 @@ class Run:
         steps, score = self.scalars.get("eval/score", np.empty((0, 2))).T
         row |= {"kept_score": kept_score(score), "steps_to_kept": steps_to_kept(steps, score)}
         row["score_area"] = score_area(steps, score)
+        kept = self.scalars.get("transfer/steps_to_kept_95", [[0, np.inf]])[-1][1]  # it is logged if there is one
+        row["target_steps_to_kept"] = float(kept) if "transfer/area" in self.scalars else np.nan
         row |= {"seed": self.args.get("seed"), "steps": int(max((x[-1, 0] for x in self.scalars.values()), default=0))}
         for tag in "eval/score", "eval/return", "charts/SPS", "system/wall_time_s", "system/peak_memory_mb":
             row[tag] = float(self.scalars[tag][-1, 1]) if tag in self.scalars else np.nan
@@ -461,7 +463,7 @@ def summarise_transfer(algorithms: dict[str, list[Run]]) -> list[dict[str, Any]]
     for name, runs in algorithms.items():
         row = {"task": runs[0].task, "algorithm": name, "n": len(runs)}
         row |= {title: interval(iqm, values(runs, tag)) for title, tag in tags.items()}
-        steps = [np.nan_to_num(values(x, "transfer/steps_to_kept_95"), nan=np.inf) for x in (runs, *scratch)]
+        steps = [values(x, "target_steps_to_kept") for x in (runs, *scratch)]
         row[f"target steps to {KEPT}"] = interval(median, steps[0])
         if scratch:
             row["area / scratch"] = interval(ratio_of_means, *(values(x, tags["area"]) for x in (runs, *scratch)))
@@ -533,23 +535,31 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name, known=list(known): ([*known, name].index(name), name))
 
 
-def glance(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Two tables of the records of ranked runs, a row for each algorithm: steps on each task, cost over its tasks."""
-    algorithms, steps, costs = group(records, lambda record: record["algorithm"]), [], []
-    tasks = in_order({record["task"] for record in records}, map(task_of, TASKS.values()))
-    for algorithm in in_order(algorithms, ROWS):
-        of = group(algorithms[algorithm], lambda record: record["task"])
-        row = {"algorithm": algorithm} | dict.fromkeys(tasks, "")
-        for task, runs in of.items():
-            kept = sum(np.float32(record["kept_score"]) >= KEPT for record in runs)
-            row[task] = f"{show(np.median([record['steps_to_kept'] for record in runs]))} ({kept}/{len(runs)})"
-        steps.append(row)
-        final, memory = np.float32([(x["eval/score"], x["system/peak_memory_mb"]) for x in algorithms[algorithm]]).T
-        seconds = [np.median([record["system/wall_time_s"] for record in runs]) for runs in of.values()]
-        row = {"algorithm": algorithm, "tasks": len(of), "runs solved": f"{sum(final >= SOLVED)} of {len(final)}"}
-        ends = dict.fromkeys(f"{x:,.{int(x < 10)}f}".replace("nan", "–") for x in (min(seconds), max(seconds)))
-        costs.append(row | {"seconds of a run": " to ".join(ends), "peak MB": float(memory.max())})
-    return steps, costs
+def glance(records: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Tables of the records of ranked runs, a row for each algorithm, with what they say: steps on each task, and cost.
+
+    Tasks to which every run transferred have tables of their own.
+    """
+    plain = {record["task"] for record in records if np.isnan(record["target_steps_to_kept"])}
+    kinds = group(records, lambda record: "steps_to_kept" if record["task"] in plain else "target_steps_to_kept")
+    tables = []
+    for column, said in ("steps_to_kept", GLANCE), ("target_steps_to_kept", TARGETS):
+        algorithms, steps, costs = group(kinds.get(column, []), lambda record: record["algorithm"]), [], []
+        tasks = in_order({record["task"] for record in kinds.get(column, [])}, map(task_of, TASKS.values()))
+        for algorithm in in_order(algorithms, ROWS):
+            of = group(algorithms[algorithm], lambda record: record["task"])
+            row = {"algorithm": algorithm} | dict.fromkeys(tasks, "")
+            for task, runs in of.items():
+                kept = sum(np.float32(record["kept_score"]) >= KEPT for record in runs)
+                row[task] = f"{show(np.median([record[column] for record in runs]))} ({kept}/{len(runs)})"
+            steps.append(row)
+            final, memory = np.float32([(x["eval/score"], x["system/peak_memory_mb"]) for x in algorithms[algorithm]]).T
+            seconds = [np.median([record["system/wall_time_s"] for record in runs]) for runs in of.values()]
+            row = {"algorithm": algorithm, "tasks": len(of), "runs solved": f"{sum(final >= SOLVED)} of {len(final)}"}
+            ends = dict.fromkeys(f"{x:,.{int(x < 10)}f}".replace("nan", "–") for x in (min(seconds), max(seconds)))
+            costs.append(row | {"seconds of a run": " to ".join(ends), "peak MB": float(memory.max())})
+        tables += [(said, steps), (COST, costs)] if steps else []
+    return tables
 
 
 # ----------------------------------------------------------------------------- report
@@ -574,9 +584,12 @@ STRIPS += [("options/greedy_length", "steps", "log", "Options: how long one is f
 STUDIES = {"options/greedy_usage": ("option, the most used first", "share of steps", "Options: how much each is used.")}
 STUDIES |= {"horizon/score": ("planning horizon", "score", "Horizon study: planning with the model after training.")}
 BAND = "Interquartile mean over n seeds; band: its 95 % interval."
-GLANCE = f"""Steps in the environment after which the score never was below {KEPT} again, median over seeds, those on
-sources and levels counted; in brackets how many of n seeds kept it over the last fifth of their run."""
-COST = "Over all tasks of each; seconds are the median of a run where it is fastest to that where it is slowest."
+GLANCE = (
+    f"Steps in the environment after which the score never was below {KEPT} again, median over seeds, those on sources "
+    "and levels counted; in brackets how many of n seeds kept it over the last fifth of their run."
+)
+TARGETS = "The same on tasks to which every run transferred: steps on the target alone."
+COST = "Over these tasks; seconds are the median of a run on the task where it is fastest to that where it is slowest."
 WORDS = {
     "score": "0 is the random policy, 1 the exact optimum",
     "n": "seeds",
@@ -729,6 +742,8 @@ def report_task(algorithms: dict[str, list[Run]], numbers: dict[str, int], paths
         blocks += [("p", "What transfer gains, on the steps on the target alone:"), ("table", gains)]
         if len(gains) > 1:
             advice["transfers best: area under the target's curve"] = verdict(gains, "area", max)
+        if len(gains) == len(rows):  # what the sources cost is paid before
+            advice[f"fewest steps to a kept {KEPT}"] = verdict(gains, f"target steps to {KEPT}", min)
     best_first = [(row["algorithm"], algorithms[row["algorithm"]]) for row in rows]
     of = [(numbers[name], f"{name[:50]} (n = {len(members)})", members) for name, members in best_first]
     lines = [(number, name, *curve(members, f"eval/{measure}")) for number, name, members in of]
@@ -823,9 +838,9 @@ def write_report(args: Args, runs: list[Run], chosen: list[Run], failures: dict[
         head = dict.fromkeys(itertools.chain(*advice), "")
         blocks += [("h2", "Which to choose"), ("table", [head | said for said in advice])]
     if scored:
-        steps, costs = glance([run.record() for run in chosen if run.task in scored])
-        blocks += [("h2", "At a glance"), ("p", GLANCE.replace("\n", " ")), ("table", steps)]
-        blocks += [("p", COST), ("table", costs)]
+        blocks += [("h2", "At a glance")]
+        for said, rows in glance([run.record() for run in chosen if run.task in scored]):
+            blocks += [("p", said), ("table", rows)]
     blocks += [block for found, _ in sections for block in found]
     if failures:
         rows = [{"run": name, "what happened": what} for name, what in failures.items()]

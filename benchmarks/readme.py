@@ -20,17 +20,18 @@ import transfer_methods  # noqa: E402
 
 import evaluate  # noqa: E402
 
-NUMBERS = ("kept_score", "steps_to_kept", "eval/score", "system/wall_time_s", "system/peak_memory_mb")
+NUMBERS = ("kept_score", "steps_to_kept", "target_steps_to_kept", "eval/score")
+NUMBERS += ("system/wall_time_s", "system/peak_memory_mb")
 
 
 def table(path: Path) -> str:
-    """The two tables of the report with a row for each algorithm: steps on each task, and the cost over its tasks."""
+    """The tables that the report shows at a glance, with what they say."""
     with open(path, encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["state"] == "complete"]
     texts = []
-    for found in evaluate.glance([row | {name: float(row[name]) for name in NUMBERS} for row in rows]):
+    for said, found in evaluate.glance([row | {name: float(row[name]) for name in NUMBERS} for row in rows]):
         lines = [[*found[0]], ["---"] * len(found[0]), *([evaluate.show(x) for x in row.values()] for row in found)]
-        texts.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
+        texts.append(f"{said}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
     return "\n".join(texts)
 
 

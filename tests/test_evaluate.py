@@ -299,7 +299,7 @@ def test_kept_is_what_the_last_fifth_says_and_what_a_log_lacks_is_a_dash_at_a_gl
     runs = runs_of("a", {1: 1.0, 2: 0.0})
     late = [(100 * (i + 1), float(i == 9)) for i in range(10)]  # there at the last of ten evaluations
     runs[0].scalars["eval/score"] = np.array(late)
-    steps, costs = evaluate.glance([run.record() for run in (*runs, *runs_of("b", {1: 1.0, 2: 0.0}))])
+    (_, steps), (_, costs) = evaluate.glance([run.record() for run in (*runs, *runs_of("b", {1: 1.0, 2: 0.0}))])
     assert [row["empty 8"] for row in steps] == ["never (0/2)", "never (1/2)"]
     assert costs[0] | {"peak MB": 0} == {
         "algorithm": "a",
@@ -627,12 +627,19 @@ def test_tasks_together_transfer_options_and_horizons(suite_page):
     assert rows["transfer-fine-tune"][3:6] == ["0.720 (0.710 to 0.730)", "200 (100 to 300)", "1.800 (1.775 to 1.825)"]
     best = advice["key_door 8, source far"]["transfers best: area under the target's curve"]
     assert best == f"transfer-fine-tune 0.720 (0.710 to 0.730) {few}"
-    steps, costs = parsed.tables[1:3]
-    tasks = ["empty 8", "four_rooms 13", "key_door 8", "four_rooms 13, source far", "key_door 8, source far"]
-    assert steps[0] == ["algorithm", *tasks]  # in the order of the suite, then by name
-    assert ["good", "", "400 (3/3)", "400 (3/3)", "", ""] in steps
-    assert ["dqn", "", "never (0/3)", "never (0/3)", "", ""] in steps
+    fewest = advice["key_door 8, source far"]["fewest steps to a kept 0.95"]
+    assert fewest == f"transfer-fine-tune 200 (100 to 300) {few}"  # on the target, not 300, those on sources counted
+    steps, costs, target_steps, target_costs = parsed.tables[1:5]
+    assert steps[0] == ["algorithm", "empty 8", "four_rooms 13", "key_door 8"]  # in the order of the suite
+    assert ["good", "", "400 (3/3)", "400 (3/3)"] in steps
+    assert ["dqn", "", "never (0/3)", "never (0/3)"] in steps
     assert ["good", "2", "6 of 6", "5.0", "304"] in costs
+    assert target_steps == [
+        ["algorithm", "four_rooms 13, source far", "key_door 8, source far"],
+        ["transfer-scratch", "never (3/3)", "never (3/3)"],
+        ["transfer-fine-tune", "200 (3/3)", "200 (3/3)"],
+    ]
+    assert ["transfer-fine-tune", "2", "6 of 6", "5.0", "304"] in target_costs
     said = " ".join(parsed.figures)
     for what in ("Performance profile over n seeds", "Horizon study", "Options: how much", "Options: how long",
                  "Transfer: area", "Sample efficiency", "Worst seeds", "Cost: time", "Cost: peak"):  # fmt: skip
@@ -1058,6 +1065,8 @@ MUTANTS = [
     ("np.std(final, ddof=1)", "np.std(final)", "spread"),
     ("suited and (row, task) != ", "suited or (row, task) == ", "every_command"),
     ("np.float32(record[\"kept_score\"]) >= KEPT", "np.isfinite(record[\"steps_to_kept\"])", "glance"),
+    ('else "target_steps_to_kept")', 'else "steps_to_kept")', "options_and_horizons"),
+    ('verdict(gains, f"target steps', 'verdict(rows, f"steps', "options_and_horizons"),
     ("+ 1e-3]", "]", "verdict"),
     ('[row for row in rows if row["solved"] == 1 and row["worst kept"] >= KEPT]', "rows", "overlapping_intervals"),
     ("[[html.escape(text) for text in row] for row in cells]", "[[text for text in row] for row in cells]", "hostile"),

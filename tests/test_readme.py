@@ -5,6 +5,8 @@ import runpy
 
 from conftest import ROOT, SCRIPTS
 
+import evaluate
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -31,20 +33,21 @@ def test_numbers_are_those_of_the_results():
 
 def test_the_table_of_any_seeds_and_tasks(tmp_path):
     """An algorithm that some tasks lack, one seed, and a median that was never reached; runs left out do not count."""
-    head = "folder,algorithm,task,state,reason,kept_score,steps_to_kept,eval/score,system/wall_time_s,system/peak_memory_mb"
+    head = "folder,algorithm,task,state,reason,kept_score,steps_to_kept,target_steps_to_kept,eval/score,system/wall_time_s,system/peak_memory_mb"
     runs = [
-        "a,her,empty 8,complete,,0.95,3000,1.0,7.25,500.5",
-        "b,her,empty 8,complete,,0.2,5000,1.0,9,400",
-        "c,dqn,maze 15,complete,,0.1,inf,0.1,20,300",
-        "d,dqn,maze 15,complete,,0.1,inf,0.1,20,300",
-        "e,dqn,maze 15,complete,,1.0,500,0.985,40,300",
-        "f,dqn,empty 8,complete,,1.0,1200,1.0,10,300",
-        "g,dqn,empty 8,partial,cut,0.0,inf,0.0,10,900",
-        "h,odd,empty 8,complete,,1.0,100,0.99,1,100",
+        "a,her,empty 8,complete,,0.95,3000,nan,1.0,7.25,500.5",
+        "b,her,empty 8,complete,,0.2,5000,nan,1.0,9,400",
+        "c,dqn,maze 15,complete,,0.1,inf,nan,0.1,20,300",
+        "d,dqn,maze 15,complete,,0.1,inf,nan,0.1,20,300",
+        "e,dqn,maze 15,complete,,1.0,500,nan,0.985,40,300",
+        "f,dqn,empty 8,complete,,1.0,1200,nan,1.0,10,300",
+        "g,dqn,empty 8,partial,cut,0.0,inf,nan,0.0,10,900",
+        "h,odd,empty 8,complete,,1.0,100,nan,0.99,1,100",
     ]
     (tmp_path / "runs.csv").write_text("\n".join([head, *runs]) + "\n")
     readme = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
-    steps, costs = readme["table"](tmp_path / "runs.csv").split("\n\n")
+    said, steps, over, costs = readme["table"](tmp_path / "runs.csv").split("\n\n")
+    assert (said, over) == (evaluate.GLANCE, evaluate.COST)
     assert steps.splitlines() == [
         "| algorithm | empty 8 | maze 15 |",
         "| --- | --- | --- |",
