@@ -1,6 +1,6 @@
 """The picture at the top of the README: learning curves of the ten scripts in the four rooms.
 
-Run:   python evaluate.py --train --suite full --tasks four_rooms-13     about three hours of one core
+Run:   python evaluate.py --train --suite full --tasks four_rooms-13     about an hour of one core
        python benchmarks/learning_curves.py --log-dir runs
        draws results/four_rooms.svg: interquartile mean over the seeds, and as a band its 95 % interval.
 """
