@@ -499,7 +499,7 @@ def show(x: Any) -> str:
     if isinstance(x, list):
         return show(x[0]) + (f" ({show(x[1])} to {show(x[2])})" if x[1] < np.inf else "")
     if isinstance(x, str) or not np.isfinite(x):
-        return x if isinstance(x, str) else "–" if np.isnan(x) else "never"
+        return x if isinstance(x, str) else {np.inf: "never", -np.inf: "-∞"}.get(x, "–")
     digits = 0 if isinstance(x, int) or abs(x) >= 100 else 1 if abs(x) >= 10 else 3
     return f"{round(x, digits) + 0.0:,.{digits}f}"  # + 0.0: no minus before a zero
 
@@ -607,6 +607,7 @@ WORDS = {
     "seconds, steps/s": "medians, by the clock on the wall: what else ran on the machine counts",
     "peak MB": "the highest",
     "optimality gap": "mean of what is missing to 1",
+    "steps saved": "the median of scratch less its own; never: scratch did not get there, -∞: it did not",
     "ends better": "chance that a run ends above one of the other algorithm on the same task, half of it if as high",
 }
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison of algorithms</title>
@@ -626,7 +627,7 @@ td:first-child { position: sticky; left: 0; background: Canvas; white-space: now
 SORT = """<script>for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {
   const body = th.closest("table").tBodies[0], sign = th.ariaSort === "ascending" ? -1 : 1
   const value = row => { const text = row.cells[th.cellIndex].textContent, x = parseFloat(text.replaceAll(",", ""))
-    return text.startsWith("never") ? Infinity : isNaN(x) ? text : x }
+    return text.startsWith("never") ? Infinity : text.startsWith("-∞") ? -Infinity : isNaN(x) ? text : x }
   const order = (x, y) => typeof x === typeof y ? (x > y) - (x < y) : typeof x === "string" ? 1 : -1
   body.append(...[...body.rows].sort((a, b) => sign * order(value(a), value(b))))
   for (const other of th.parentNode.cells) other.ariaSort = null

@@ -319,6 +319,7 @@ def test_numbers_are_shown_with_as_many_digits_as_they_need():
         12_345.6: "12,346",
         7: "7",
         np.inf: "never",
+        -np.inf: "-∞",
         np.nan: "–",
     }
     assert {x: evaluate.show(x) for x in shown} == shown
