@@ -200,14 +200,6 @@ def curve_measures(steps: list[int], scores: list[float]) -> dict[str, float]:
     return {"area": float(area)} | ({"steps_to_kept_95": kept[0]} if kept else {})
 
 
-def area_ratio(area: np.ndarray, scratch: np.ndarray) -> tuple[float, float, float]:
-    """Mean area over seeds against that of scratch, with its 95 % interval from a bootstrap over both sets of seeds."""
-    rng = np.random.default_rng(0)
-    mean, scratch_mean = (rng.choice(areas, (10_000, len(areas))).mean(axis=1) for areas in (area, scratch))
-    low, high = np.percentile(mean / scratch_mean, [2.5, 97.5])
-    return float(np.mean(area) / np.mean(scratch)), float(low), float(high)
-
-
 # ----------------------------------------------------------------------------- networks and buffer
 
 

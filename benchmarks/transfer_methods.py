@@ -67,12 +67,11 @@ def table(curves: dict[str, dict[str, list]]) -> str:
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in filter(curves.get, ROWS):
         scratch = "scratch, little exploration" if "little" in row else "scratch"
-        base = [transfer.curve_measures(*c[:2])["area"] for c in curves[scratch].values()]
-        measures = [transfer.curve_measures(*c[:2]) for c in curves[row].values()]
+        measures, base = ([transfer.curve_measures(*c[:2]) for c in curves[name].values()] for name in (row, scratch))
         zero_shot, nothing = (np.mean([c[1][0] for c in curves[name].values()]) for name in (row, scratch))
         kept = [m.get("steps_to_kept_95", np.inf) for m in measures]
-        area = [m["area"] for m in measures]
-        ratio, low, high = transfer.area_ratio(area, base)
+        area, scratch_area = (np.array([m["area"] for m in of]) for of in (measures, base))
+        ratio, low, high = evaluate.bootstrap_interval(evaluate.ratio_of_means, area, scratch_area, draws=10_000)
         share = f"{np.isfinite(kept).sum()} of {len(kept)}"
         against = "1" if row == scratch else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
         episodes = [

@@ -255,6 +255,16 @@ def test_alike_intervals_are_said_once():
     assert evaluate.verdict(rows, "x", max) == said
 
 
+def test_ratio_of_means_and_its_interval():
+    rng = np.random.default_rng(0)
+    scratch, better = rng.normal(0.6, 0.1, 10), rng.normal(0.9, 0.1, 10)
+    ratio, low, high = evaluate.interval(evaluate.ratio_of_means, better, scratch)
+    assert ratio == pytest.approx(better.mean() / scratch.mean())
+    error = ratio * np.sqrt((better.std() / better.mean()) ** 2 / 10 + (scratch.std() / scratch.mean()) ** 2 / 10)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)  # the delta method
+    assert low < ratio < high
+
+
 def test_a_share_of_nothing_is_not_a_number():
     x, y = np.array([0.5, 0.7]), np.array([0.4, -0.1])
     assert evaluate.ratio_of_means(x, y) == pytest.approx(4)

@@ -94,17 +94,6 @@ def test_measures_of_a_curve():
     assert transfer.curve_measures([0], [0.3]) == {"area": 0.3}
 
 
-def test_ratio_of_areas_and_its_interval():
-    assert transfer.area_ratio([2.0, 2.0], [1.0, 1.0]) == (2.0, 2.0, 2.0)
-    rng = np.random.default_rng(0)
-    scratch, better = rng.normal(0.6, 0.1, 10), rng.normal(0.9, 0.1, 10)
-    ratio, low, high = transfer.area_ratio(better, scratch)
-    assert ratio == pytest.approx(better.mean() / scratch.mean())
-    error = ratio * np.sqrt((better.std() / better.mean()) ** 2 / 10 + (scratch.std() / scratch.mean()) ** 2 / 10)
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)  # the delta method
-    assert low < ratio < high
-
-
 # ----------------------------------------------------------------------------- networks
 
 
@@ -566,10 +555,10 @@ def test_fine_tuning_needs_features_of_the_sources(tmp_path):
     for (name, flags), seed in itertools.product(runs.items(), range(1, 6)):
         transfer.train(transfer.Args(exp_name=name, seed=seed, **common, **flags))
         areas.setdefault(name, []).append(last(next(tmp_path.glob(f"*__{name}__{seed}__*")), "transfer/area"))
-    ratios = {name: transfer.area_ratio(area, areas["scratch"]) for name, area in areas.items()}
+    ratios = {name: np.mean(area) / np.mean(areas["scratch"]) for name, area in areas.items()}
     print({name: np.round(area, 3).tolist() for name, area in areas.items()}, ratios)
-    assert ratios["near"][0] >= 1.1
-    assert ratios["random"][0] <= 0.5
+    assert ratios["near"] >= 1.1
+    assert ratios["random"] <= 0.5
 
 
 @pytest.mark.paper
