@@ -472,11 +472,13 @@ if "GridWorld-v0" not in gym.registry:  # run as a program and imported by name,
 # ----------------------------------------------------------------------------- exact solutions
 
 
-def solve(env: gym.Env, gamma: float = 1.0, best: bool = True, horizon: int | None = None) -> np.ndarray:
+def solve(
+    env: gym.Env, gamma: float = 1.0, policy: np.ndarray | float | None = None, horizon: int | None = None
+) -> np.ndarray:
     """Q(s, a) with `horizon` steps to go, by backward induction over the table P: (S, A) float64.
 
-    Q_0 = 0,  Q_h(s, a) = sum_{s'} p(s' | s, a) (r + gamma (1 - terminated) V_{h-1}(s')),  V = max_a Q for the optimal
-    policy (`best`), mean_a Q for the uniformly random one. `horizon` None is the env's time limit.
+    Q_0 = 0,  Q_h(s, a) = sum_{s'} p(s' | s, a) (r + gamma (1 - terminated) V_{h-1}(s')),  V = sum_a policy(s, a) Q,
+    policy (S, A) or one chance for all actions; without one V = max_a Q. `horizon` None is the env's time limit.
     """
     table = env.unwrapped.P
     horizon = env.spec.max_episode_steps if horizon is None else horizon
@@ -490,7 +492,7 @@ def solve(env: gym.Env, gamma: float = 1.0, best: bool = True, horizon: int | No
     q, value = np.zeros((len(table), len(outcomes) // len(table))), np.zeros(len(table))
     for _ in range(horizon):
         q = (reward + (weight * value[target]).sum(1)).reshape(q.shape)
-        new = q.max(1) if best else q.mean(1)
+        new = q.max(1) if policy is None else (policy * q).sum(1)
         if np.array_equal(new, value):  # a fixed point: more steps to go change nothing
             break
         value = new
@@ -507,7 +509,7 @@ def optimal_return(env: gym.Env) -> float:
 
 def random_return(env: gym.Env) -> float:
     """The same for the policy that draws actions uniformly."""
-    return float(env.unwrapped.initial_state_distrib @ solve(env, best=False).mean(axis=1))
+    return float(env.unwrapped.initial_state_distrib @ solve(env, policy=1 / env.action_space.n).mean(axis=1))
 
 
 # ----------------------------------------------------------------------------- pictures

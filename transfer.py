@@ -179,18 +179,6 @@ def reptile_step(meta: list[Tensor], adapted: list[Tensor], step_size: float) ->
     return [theta + step_size * (phi - theta) for theta, phi in zip(meta, adapted, strict=True)]
 
 
-def policy_return(env: gym.Env, action: np.ndarray) -> np.ndarray:
-    """Expected return of the policy action (S,) from each state of a grid world within its time limit, exact: (S,)."""
-    grid, value = env.unwrapped, np.zeros(len(action))
-    chance = grid.chance[np.arange(len(action)), action]  # (S, 4), of the move that is made
-    reward = (chance * grid.reward).sum(axis=1)
-    for _ in range(env.spec.max_episode_steps):
-        before, value = value, reward + (chance * value[grid.next_state]).sum(axis=1)
-        if np.array_equal(value, before):  # more steps to go change nothing
-            break
-    return value
-
-
 def curve_measures(steps: list[int], scores: list[float]) -> dict[str, float]:
     """The mean of a curve over its steps (trapezoids), and the step from which 0.95 is kept, if there is one."""
     span = steps[-1] - steps[0]
@@ -385,8 +373,8 @@ class Sources:
         """Mean over the sources of the score of their greedy policies, exact."""
         scores = []
         for i, (env, (worst, best)) in enumerate(zip(self.envs, self.bounds, strict=True)):
-            action = q_values(network, self.observe_all(env))[:, i].argmax(axis=1)
-            value = policy_return(env, action) @ env.unwrapped.initial_state_distrib
+            policy = np.eye(4)[q_values(network, self.observe_all(env))[:, i].argmax(axis=1)]
+            value = (policy * gridworld.solve(env, policy=policy)).sum(axis=1) @ env.unwrapped.initial_state_distrib
             scores.append((value - worst) / max(best - worst, 1e-9))  # equal where no time is left to arrive
         return float(np.mean(scores))
 
@@ -402,7 +390,8 @@ class Sources:
         network, states, start = copy.deepcopy(network), env.unwrapped.goal_of, env.unwrapped.start_states
         network.goals = self.goal_features(np.unique(states)).to(network.goals.device)
         q = q_values(network, self.observe_all(self.args.make_env()))  # (states, goals, A)
-        reached = policy_return(env, q.argmax(axis=2).T.ravel())[start]
+        policy = np.eye(4)[q.argmax(axis=2).T.ravel()]
+        reached = (policy * gridworld.solve(env, policy=policy)).sum(axis=1)[start]
         learned = np.isin(states[start], self.goals)
         return float(reached[learned].mean()), float(reached[~learned].mean())
 

@@ -822,7 +822,26 @@ def test_discounted_values_agree_with_value_iteration(task, best):
     env = gym.make("GridWorld-v0", **TASKS[task], slip=0.2, max_episode_steps=60)
     for gamma, horizon in (0.9, None), (0.5, 3), (1.0, 1), (0.0, 20):
         expected = induction(env.unwrapped.P, 60 if horizon is None else horizon, gamma, best)
-        np.testing.assert_allclose(gridworld.solve(env, gamma, best, horizon), expected, atol=1e-9)
+        found = gridworld.solve(env, gamma, None if best else 0.25, horizon)
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("slip", [0.0, 0.3])
+def test_return_of_a_policy_by_brute_force(slip):
+    env = gym.make("GridWorld-v0", size=3, slip=slip, max_episode_steps=5)
+    action = np.array([1, 1, 2, 0, 1, 2, 3, 3, 0])  # right, right, down, ... to the goal in 4 steps
+
+    def value(state, left):
+        outcomes = env.unwrapped.P[state][action[state]] if left and not env.unwrapped.terminal[state] else []
+        return sum(p * (r + value(s, left - 1)) for p, s, r, _ in outcomes)
+
+    policy = np.eye(4)[action]
+    found = (policy * gridworld.solve(env, policy=policy)).sum(axis=1)
+    np.testing.assert_allclose(found, [value(state, 5) for state in range(9)])
+    if not slip:
+        assert found[0] == pytest.approx(9.7)
+        assert found[6] == pytest.approx(-0.5)  # against the wall until the time is up
+        assert found[8] == 0.0
 
 
 def four_rooms_with_goal(row, col):
@@ -1254,7 +1273,8 @@ MUTANTS = [
     ("limit = 4 * self.grid.rows * self.grid.cols if", "limit = 2 * self.grid.rows * self.grid.cols if", "four_times_the_cells"),
     ("self._elapsed >= self.max_episode_steps", "self._elapsed > self.max_episode_steps", "obeyed_to_the_step"),
     ("gamma * p * (1 - terminated)", "gamma * p", "other_tables"),
-    ("new = q.max(1) if best else q.mean(1)", "new = q.max(1)", "random_returns_by_hand"),
+    ("new = q.max(1) if policy is None else (policy * q).sum(1)", "new = q.max(1)", "random_returns_by_hand"),
+    ("(policy * q).sum(1)", "q.mean(1)", "brute_force"),
     ("horizon = env.spec.max_episode_steps if horizon is None else horizon", "horizon = 10_000 if horizon is None else horizon", "within_the_limit"),
     ("slips = is_open / np.maximum(is_open.sum(axis=1, keepdims=True), 1)", "slips = np.full(is_open.shape, 0.25)", "follows_the_rules"),
     ("[self.at_goal, self.terminal], [self.goal_reward, self.trap_reward]", "[self.terminal], [self.goal_reward]", "follows_the_rules"),

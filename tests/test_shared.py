@@ -75,7 +75,7 @@ def test_run_flags_are_described_alike():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_no_script_is_longer_than_a_person_reads(name):
     """Longer are goals, three techniques on DQN, five teachers with three axes, six ways of transfer, and dreams."""
-    most = {"her": 454, "per_aux_dqn": 491, "world_model": 570, "curriculum": 600, "transfer": 690}.get(name, 450)
+    most = {"her": 454, "per_aux_dqn": 491, "world_model": 570, "curriculum": 600, "transfer": 680}.get(name, 450)
     assert len((ROOT / f"{name}.py").read_text().splitlines()) <= most
 
 

@@ -67,23 +67,6 @@ def test_reptile_restarts_a_source_from_theta_and_moves_theta_alone():
     assert torch.equal(nets(obs)[:, -1:], nets.for_target()(obs))
 
 
-@pytest.mark.parametrize("slip", [0.0, 0.3])
-def test_return_of_a_policy_by_brute_force(slip):
-    env = transfer.Args(grid_size=3, slip=slip or None, max_episode_steps=5).make_env()
-    action = np.array([1, 1, 2, 0, 1, 2, 3, 3, 0])  # right, right, down, ... to the goal in 4 steps
-
-    def value(state, left):
-        outcomes = env.unwrapped.P[state][action[state]] if left and not env.unwrapped.terminal[state] else []
-        return sum(p * (r + value(s, left - 1)) for p, s, r, _ in outcomes)
-
-    found = transfer.policy_return(env, action)
-    np.testing.assert_allclose(found, [value(state, 5) for state in range(9)])
-    if not slip:
-        assert found[0] == pytest.approx(9.7)
-        assert found[6] == pytest.approx(-0.5)  # against the wall until the time is up
-        assert found[8] == 0.0
-
-
 def test_measures_of_a_curve():
     steps, scores = [0, 100, 200, 400], [0.0, 1.0, 0.5, 1.0]
     measures = transfer.curve_measures(steps, scores)
@@ -610,7 +593,6 @@ MUTANTS = [
     ("np.trapezoid(scores, steps) / span if span else scores[0]", "np.mean(scores)", "measures_of_a_curve"),
     ("steps[below[-1] + 1 :]", "steps[below[0] + 1 :]", "measures_of_a_curve"),
     ("{step - first: means", "{step: means", "log_of_the_transfer"),
-    ("(chance * value[grid.next_state]).sum(axis=1)", "value[grid.next_state[np.arange(len(action)), action]]", "brute_force"),
     ("if self.source_timesteps is None else", "if not self.source_timesteps else", "features_are_random"),
     ("(1.0 - terminated) * next_q", "next_q", "the_rest_is_dqn"),
     ("self.order = rng.permutation(self.order)", "pass", "unrelated"),
